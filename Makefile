@@ -1,0 +1,52 @@
+# Every target makes what it needs: `make demo` and `make test` work in a fresh checkout with only Python >= 3.10.
+PYTHON ?= python3
+BIN := .venv/bin
+
+# Real task data and text beside the checkout, used where they exist and no other place is named.
+DATA := $(shell cd ../shared/data 2>/dev/null && pwd)
+ifneq ($(DATA),)
+MINIPEFT_DATA ?= $(DATA)
+export MINIPEFT_DATA
+endif
+CORPUS := $(shell cd ../shared/corpus 2>/dev/null && pwd)
+ifneq ($(CORPUS),)
+MINIPEFT_CORPUS ?= $(CORPUS)
+export MINIPEFT_CORPUS
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint clean
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: .venv/.installed ## tune the small GPT-2 that ships with the package; results in demo/
+	$(BIN)/minipeft demo --out demo
+
+test: lint ## lint, then the whole test suite
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false \
+		$(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+lint: .venv/.installed-test ## formatting, lint rules and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy minipeft
+
+clean: ## remove demo/, dist/ and caches (.venv/, build/ and runs/ stay)
+	rm -rf demo dist docs/_build .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name .venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.installed: pyproject.toml constraints.txt | $(BIN)/pip
+	$(BIN)/python -m pip install -q -c constraints.txt -e .
+	@touch $@
+
+.venv/.installed-test: pyproject.toml constraints.txt | $(BIN)/pip
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[test]"
+	@touch .venv/.installed $@
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+		echo "minipeft needs Python 3.10 or newer, and $(PYTHON) is older or missing: name one with 'make PYTHON=python3.12 ...'." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) cannot make a virtual environment: install its venv module (Debian, Ubuntu: apt install python3-venv)." >&2; exit 1; }
+	$(PYTHON) -m venv .venv

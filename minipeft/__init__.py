@@ -1,0 +1,24 @@
+"""minipeft: a GPT-2 to read in an evening, and the ways to adapt it with few parameters."""
+
+from minipeft.files import CheckpointError
+from minipeft.generate import Sampling, generate
+from minipeft.gpt2 import GPT2, GPT2Config
+from minipeft.methods import FullFinetuning, HardPrompt, Prefix, SoftPrompt
+from minipeft.tokenizer import Tokenizer
+from minipeft.tuned import Tuned, attach, load
+
+__all__ = [
+    "GPT2",
+    "CheckpointError",
+    "FullFinetuning",
+    "GPT2Config",
+    "HardPrompt",
+    "Prefix",
+    "Sampling",
+    "SoftPrompt",
+    "Tokenizer",
+    "Tuned",
+    "attach",
+    "generate",
+    "load",
+]

@@ -1,0 +1,177 @@
+"""Attention over a memory and the text: one mask, two ways to compute, and the keys and values kept from before."""
+
+import math
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def lower_right_mask(
+    T: int, S: int, real: Bool[Tensor, "B S"] | None = None, device: torch.device | None = None
+) -> Bool[Tensor, "#B 1 T S"]:
+    """Which of S keys each of T queries may see: all up to its own, where the last query meets the last key.
+
+    The corner matters: with P keys in front of the text S = P + T, and a mask aligned to the upper left corner
+    (`is_causal=True` in PyTorch) would hide the text from itself. `real` marks the keys that are no padding.
+    A query always sees its own key, so that a padded query's softmax has something to sum over.
+    """
+    query = torch.arange(S - T, S, device=device)[:, None]
+    key = torch.arange(S, device=device)[None, :]
+    causal = (key <= query)[None, None]  # [1, 1, T, S]
+    if real is None:
+        return causal
+    return (causal & real[:, None, None, :]) | (key == query)  # [B, 1, T, S]
+
+
+def explicit_attention(
+    q: Float[Tensor, "B H T Dh"],
+    k: Float[Tensor, "B H S Dh"],
+    v: Float[Tensor, "B H S Dh"],
+    mask: Bool[Tensor, "#B 1 T S"] | None = None,
+    dropout: float = 0.0,
+) -> Float[Tensor, "B H T Dh"]:
+    """softmax(q kᵀ / √Dh) v, written out; no mask means causal from the lower right corner.
+
+    Source: Vaswani et al. 2017, eq. 1.
+    """
+    T, S, Dh = q.shape[-2], k.shape[-2], q.shape[-1]
+    if mask is None:
+        mask = lower_right_mask(T, S, device=q.device)
+    scores = q @ k.transpose(-2, -1) / math.sqrt(Dh)  # [B, H, T, S]
+    scores = scores.masked_fill(~mask, float("-inf"))
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(v.dtype)
+    return F.dropout(weights, dropout, training=dropout > 0) @ v
+
+
+def fused_attention(
+    q: Float[Tensor, "B H T Dh"],
+    k: Float[Tensor, "B H S Dh"],
+    v: Float[Tensor, "B H S Dh"],
+    mask: Bool[Tensor, "#B 1 T S"] | None = None,
+    dropout: float = 0.0,
+) -> Float[Tensor, "B H T Dh"]:
+    """The same function by PyTorch's fused kernel, which never stores the [T, S] weights."""
+    T, S = q.shape[-2], k.shape[-2]
+    if mask is None and T == S:  # both corners coincide, so the kernel's own causal mask is right
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+    if mask is None and T > 1:  # a single query sees every key and needs no mask
+        mask = lower_right_mask(T, S, device=q.device)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+
+
+ATTENTION: dict[str, Callable[..., Tensor]] = {"explicit": explicit_attention, "fused": fused_attention}
+
+
+@runtime_checkable
+class Memory(Protocol):
+    """Keys and values that stand in front of a block's own, in every layer: the memory door."""
+
+    length: int
+    """Key slots in use."""
+
+    @property
+    def real(self) -> Bool[Tensor, "B S"] | None:
+        """Which of them are no padding; None: all."""
+        ...
+
+    def extend(
+        self, layer: int, k: Float[Tensor, "B H T Dh"], v: Float[Tensor, "B H T Dh"]
+    ) -> tuple[Float[Tensor, "B H S Dh"], Float[Tensor, "B H S Dh"]]:
+        """The keys and values that layer `layer` attends to: the memory's, then `k` and `v`."""
+        ...
+
+    def advance(self, real: Bool[Tensor, "B T"]) -> None:
+        """Called once after the last layer, with the mask of the T tokens just read."""
+        ...
+
+
+class FixedMemory:
+    """The same P learned keys and values before every text; gradients flow into them.
+
+    `keys`, `values`: [L, 1 or B, H, P, Dh].
+    """
+
+    def __init__(self, keys: Float[Tensor, "L B H P Dh"], values: Float[Tensor, "L B H P Dh"]) -> None:
+        self.keys, self.values = keys, values
+        self.length = keys.shape[3]
+
+    @property
+    def real(self) -> None:
+        """All of them: a prefix is never padding."""
+        return None
+
+    def extend(
+        self, layer: int, k: Float[Tensor, "B H T Dh"], v: Float[Tensor, "B H T Dh"]
+    ) -> tuple[Float[Tensor, "B H S Dh"], Float[Tensor, "B H S Dh"]]:
+        """P learned keys and values first (shared by the rows), then the text's."""
+        B = k.shape[0]
+        learned_k = self.keys[layer].to(k.dtype).expand(B, -1, -1, -1)
+        learned_v = self.values[layer].to(v.dtype).expand(B, -1, -1, -1)
+        return torch.cat([learned_k, k], dim=2), torch.cat([learned_v, v], dim=2)
+
+    def advance(self, real: Bool[Tensor, "B T"]) -> None:
+        """Nothing: a learned memory does not remember what is read."""
+
+
+class KVCache:
+    """Room for the keys and values of `capacity` positions, filled from the front as text is read.
+
+    Source: the cache of GPT-2's own `sample.py`, with its memory set aside beforehand.
+    """
+
+    def __init__(
+        self, layers: int, batch: int, heads: int, capacity: int, head_size: int, like: Float[Tensor, "..."]
+    ) -> None:
+        shape = (layers, batch, heads, capacity, head_size)
+        self.keys = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        self.values = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        self.length = 0
+        self._real = torch.zeros(batch, capacity, dtype=torch.bool, device=like.device)
+        self._padded = False
+
+    @property
+    def real(self) -> Bool[Tensor, "B S"] | None:
+        """Which of the filled slots are no padding; None: all."""
+        return self._real[:, : self.length] if self._padded else None
+
+    def start_with(self, memory: FixedMemory) -> None:
+        """Fill the first slots with a learned memory: from here on a prefix is a part of the cache."""
+        assert self.length == 0
+        self.keys[:, :, :, : memory.length] = memory.keys.detach()
+        self.values[:, :, :, : memory.length] = memory.values.detach()
+        self._real[:, : memory.length] = True
+        self.length = memory.length
+
+    def extend(
+        self, layer: int, k: Float[Tensor, "B H T Dh"], v: Float[Tensor, "B H T Dh"]
+    ) -> tuple[Float[Tensor, "B H S Dh"], Float[Tensor, "B H S Dh"]]:
+        """Write `k` and `v` behind what is there, return everything so far."""
+        end = self.length + k.shape[2]
+        self.keys[layer, :, :, self.length : end] = k
+        self.values[layer, :, :, self.length : end] = v
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def advance(self, real: Bool[Tensor, "B T"]) -> None:
+        """Count the tokens just read."""
+        end = self.length + real.shape[1]
+        self._real[:, self.length : end] = real
+        self._padded = self._padded or not bool(real.all())
+        self.length = end
+
+
+def next_positions(real: Bool[Tensor, "B T"], memory: Memory | None) -> Int[Tensor, "#B T"]:
+    """Each token's position: the number of real keys before it, in the memory and in the text.
+
+    This one rule offsets positions for prompts, prefixes, caches and padding alike.
+    """
+    if memory is None:
+        before: Tensor | int = 0
+    elif memory.real is None:
+        before = memory.length
+    else:
+        before = memory.real.sum(dim=1, keepdim=True)
+    return (before + real.cumsum(dim=1) - 1).clamp(min=0)

@@ -1,0 +1,104 @@
+"""How well a model does a task: accuracy over the labels, or loss on free text."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from minipeft.generate import left_padded
+from minipeft.gpt2 import NOT_SCORED
+from minipeft.tasks.base import Encoder, Example, Task, collate
+from minipeft.tuned import Tuned
+
+ROWS = 64
+"""Rows of an evaluation batch; rows are sorted by length, so little of a batch is padding."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """`accuracy` (labels only, else NaN), `loss` in nats per scored token, over `examples`."""
+
+    loss: float
+    examples: int
+    accuracy: float = math.nan
+
+    @property
+    def standard_error(self) -> float:
+        """Of the accuracy, as of a share of independent draws."""
+        return math.sqrt(self.accuracy * (1 - self.accuracy) / self.examples)
+
+    @property
+    def score(self) -> float:
+        """What training maximises on dev: accuracy, the loss breaking ties; else minus the loss."""
+        return -self.loss if math.isnan(self.accuracy) else self.accuracy - 1e-3 * min(self.loss, 100.0) / 100
+
+
+@torch.no_grad()
+def evaluate(tuned: Tuned, encoder: Encoder, examples: Sequence[Example]) -> Score:
+    """The score of `tuned` on `examples`. Raises TooLong as `Encoder` does."""
+    was_training = tuned.training
+    tuned.eval()
+    try:
+        return _accuracy(tuned, encoder, examples) if encoder.task.labels else _loss(tuned, encoder, examples)
+    finally:
+        tuned.train(was_training)
+
+
+def majority(task: Task, split: str) -> Score:
+    """What always answering the commonest training label scores."""
+    commonest = Counter(example.target for example in task.splits["train"]).most_common(1)[0][0]
+    examples = task.splits[split]
+    right = sum(example.target == commonest for example in examples)
+    return Score(loss=math.nan, examples=len(examples), accuracy=right / len(examples))
+
+
+def _accuracy(tuned: Tuned, encoder: Encoder, examples: Sequence[Example]) -> Score:
+    """The likeliest label's share of right answers, and the loss of the right label's tokens over all words."""
+    labels = list(encoder.label_ids)
+    answers = torch.tensor([labels.index(example.target) for example in examples])
+    log_likelihoods = label_log_likelihoods(tuned, encoder, examples)
+    right = (log_likelihoods.argmax(dim=1) == answers).float().mean()
+    lengths = torch.tensor([len(encoder.label_ids[label]) for label in labels])[answers]
+    loss = -log_likelihoods.gather(1, answers[:, None])[:, 0].sum() / lengths.sum()
+    return Score(float(loss), len(examples), float(right))
+
+
+@torch.no_grad()
+def label_log_likelihoods(tuned: Tuned, encoder: Encoder, examples: Sequence[Example]) -> Float[Tensor, "N labels"]:
+    """log p(label | text) of every label: the sum over its tokens."""
+    found = torch.zeros(len(examples), len(encoder.label_ids))
+    contexts = [encoder.context(example) for example in examples]
+    for rows in _by_length(contexts):
+        after_one_token: Tensor | None = None
+        for column, label in enumerate(encoder.label_ids.values()):
+            if len(label) > 1 or after_one_token is None:
+                tokens, real = left_padded([contexts[row] + label[:-1] for row in rows], 0, tuned.base.device)
+                hidden = tuned.hidden(tokens, real)[:, -len(label) :]
+                steps = tuned.model.logits(hidden).float().log_softmax(dim=-1).cpu()  # [rows, tokens of the label, V]
+            else:
+                steps = after_one_token  # all labels of one token are read off the same logits
+            if len(label) == 1:
+                after_one_token = steps
+            found[rows, column] = steps[:, torch.arange(len(label)), torch.tensor(label)].sum(dim=1)
+    return found
+
+
+def _loss(tuned: Tuned, encoder: Encoder, examples: Sequence[Example]) -> Score:
+    total, tokens = 0.0, 0
+    encoded = [encoder.encode(example) for example in examples]
+    for rows in _by_length([row.ids for row in encoded]):
+        batch = collate([encoded[row] for row in rows], encoder.tokenizer.eot).to(tuned.base.device)
+        scored = int((batch.labels[:, 1:] != NOT_SCORED).sum())
+        total += float(tuned.loss(batch.tokens, batch.labels, batch.attention_mask)) * scored
+        tokens += scored
+    return Score(total / tokens, len(examples))
+
+
+def _by_length(rows: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Row numbers in batches of similar length."""
+    order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+    return [order[start : start + ROWS] for start in range(0, len(order), ROWS)]

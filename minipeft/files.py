@@ -1,0 +1,142 @@
+"""Files in and out: replaced atomically, tensors only as safetensors, nothing ever unpickled, everything verified."""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MAX_JSON_BYTES = 10_000_000
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class CheckpointError(ValueError):
+    """A file of weights or settings that cannot be used; the message names the file and what is wrong in it."""
+
+
+def write_atomically(path: str | Path, data: bytes) -> None:
+    """Write a file that is either wholly there or not at all. Raises OSError and leaves nothing behind if it cannot."""
+    write_together({path: data})
+
+
+def write_together(contents: Mapping[str | Path, bytes]) -> None:
+    """Write files that belong together: every byte is on disk before the first of them gets its name.
+
+    Raises OSError, with nothing left behind, if any cannot be written.
+    """
+    written: list[tuple[str, Path]] = []
+    try:
+        for path, data in ((Path(path), data) for path, data in contents.items()):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            written.append((temporary, path))
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
+        for temporary, path in written:
+            os.replace(temporary, path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise type(error)(error.errno, f"cannot write {path}: {reason}; nothing was changed") from None
+    finally:
+        for temporary, _ in written:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object, atomically."""
+    write_atomically(path, json_bytes(value))
+
+
+def json_bytes(value: Mapping[str, Any]) -> bytes:
+    """A JSON object as it stands in our files."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """A JSON object. Raises FileNotFoundError, or CheckpointError if the file is anything else or absurdly long."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}.")
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise CheckpointError(f"{path} has {path.stat().st_size:,} bytes, far more than a settings file needs.")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        raise CheckpointError(f"{path} is not JSON; is it damaged, or another file renamed?") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, but holds a {type(value).__name__}.")
+    return value
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file, atomically; `about` goes into its metadata."""
+    write_atomically(path, tensor_bytes(tensors, about))
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> bytes:
+    """The bytes of a safetensors file."""
+    from safetensors.torch import save
+
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return save(on_cpu, {"format": "pt", **(about or {})})
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, on the CPU, and its metadata.
+
+    Raises FileNotFoundError, or CheckpointError on anything that is no whole safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            return {name: file.get_tensor(name).clone() for name in names}, dict(file.metadata() or {})
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is no whole safetensors file ({error}); was a copy or download cut short?"
+        ) from None
+
+
+def check_tensor(path: Path, name: str, tensor: Tensor, shape: tuple[int, ...], hint: str = "") -> None:
+    """Raise CheckpointError unless `tensor` has this shape, a floating type, and no NaN or infinity."""
+    if tuple(tensor.shape) != shape:
+        raise CheckpointError(f"{path}: key {name} has shape {tuple(tensor.shape)}, needed is {shape}.{hint}")
+    if tensor.dtype not in FLOATS:
+        kinds = ", ".join(str(kind).removeprefix("torch.") for kind in FLOATS)
+        raise CheckpointError(f"{path}: key {name} is {str(tensor.dtype).removeprefix('torch.')}; weights are {kinds}.")
+    if not bool(torch.isfinite(tensor).all()):
+        raise CheckpointError(f"{path}: key {name} holds NaN or infinity; the training that wrote it diverged.")
+
+
+def check_keys(path: Path, found: set[str], needed: set[str]) -> None:
+    """Raise CheckpointError that names missing and unexpected keys."""
+    wrong = [
+        f"{what} {_listed(keys)}"
+        for what, keys in (("lacks", needed - found), ("has unexpected", found - needed))
+        if keys
+    ]
+    if wrong:
+        raise CheckpointError(f"{path} {' and '.join(wrong)}.")
+
+
+def _listed(keys: set[str], most: int = 5) -> str:
+    shown = sorted(keys)[:most]
+    more = f" and {len(keys) - most} more" if len(keys) > most else ""
+    return ("key " if len(keys) == 1 else "keys ") + ", ".join(shown) + more
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

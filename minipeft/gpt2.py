@@ -1,0 +1,286 @@
+"""GPT-2: configuration, blocks, model, and the three doors through which a method enters it.
+
+Door *input*: `prompt`, vectors in front of the token embeddings. Door *memory*: `memory`, keys and values in front
+of each block's own. Door *weights*: every linear layer is a module that a method may replace. This file knows no
+method by name.
+
+Letters: B rows, T tokens, P prompt or prefix vectors, S keys, L layers, H heads, D width, Dh = D / H, V vocabulary.
+Source: Radford et al. 2019; the parameter names are those of the public weights.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from minipeft.attention import ATTENTION, KVCache, Memory, lower_right_mask, next_positions
+from minipeft.tokenizer import Tokenizer
+
+NOT_SCORED = -100
+
+
+@dataclass(frozen=True)
+class GPT2Config:
+    """The shape of a GPT-2; the defaults are GPT-2 small. Raises ValueError where the numbers cannot make a model."""
+
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    n_positions: int = 1024
+    vocab_size: int = 50257
+    layer_norm_epsilon: float = 1e-5
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"GPT2Config.{name} must be a whole number of at least 1, got {value!r}.")
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd {self.n_embd} cannot be shared out among n_head {self.n_head} heads.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}.")
+
+    @property
+    def head_size(self) -> int:
+        """Dh, the width of one head."""
+        return self.n_embd // self.n_head
+
+
+class CausalSelfAttention(nn.Module):
+    """Every token reads from the memory, the tokens before it and itself."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.n_head, self.dropout = config.n_head, config.dropout
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.attend = ATTENTION["fused"]
+
+    def forward(
+        self, x: Float[Tensor, "B T D"], mask: Bool[Tensor, "#B 1 T S"] | None, memory: Memory | None, layer: int
+    ) -> Float[Tensor, "B T D"]:
+        q, k, v = (self._split_heads(part) for part in self.c_attn(x).chunk(3, dim=-1))
+        if memory is not None:
+            k, v = memory.extend(layer, k, v)
+        heads = self.attend(q, k, v, mask, self.dropout if self.training else 0.0)
+        joined = heads.transpose(1, 2).flatten(2)  # [B, H, T, Dh] -> [B, T, D]
+        return F.dropout(self.c_proj(joined), self.dropout, self.training)
+
+    def _split_heads(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B H T Dh"]:
+        return x.unflatten(-1, (self.n_head, -1)).transpose(1, 2)
+
+
+class MLP(nn.Module):
+    """Four times wider, GELU, back again. The GELU is the tanh form, as in the public weights."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        x = F.gelu(self.c_fc(x), approximate="tanh")
+        return F.dropout(self.c_proj(x), self.dropout, self.training)
+
+
+class Block(nn.Module):
+    """Layer norm before each half, the input added after it."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.mlp = MLP(config)
+
+    def forward(
+        self, x: Float[Tensor, "B T D"], mask: Bool[Tensor, "#B 1 T S"] | None, memory: Memory | None, layer: int
+    ) -> Float[Tensor, "B T D"]:
+        x = x + self.attn(self.ln_1(x), mask, memory, layer)
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT2(nn.Module):
+    """A GPT-2 language model: token ids in, logits of the next token out."""
+
+    def __init__(self, config: GPT2Config, attention: str = "fused", seed: int | None = None) -> None:
+        """A model with GPT-2's own random initialisation; `attention` is "fused" or "explicit"."""
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.use_attention(attention)
+        if self.wte.weight.device.type != "meta":
+            self._initialise(seed)
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "B T"],
+        attention_mask: Int[Tensor, "B T"] | Bool[Tensor, "B T"] | None = None,
+        *,
+        prompt: Float[Tensor, "#B P D"] | None = None,
+        memory: Memory | None = None,
+    ) -> Float[Tensor, "B T V"]:
+        """Logits of the token after each real token.
+
+        `attention_mask`: 1 real, 0 padding, left or right. `prompt` and `memory` are the two doors; neither is ever
+        padding, and logits are never returned for them.
+
+        Raises ValueError, before any compute, if memory, prompt and tokens exceed `n_positions`.
+        """
+        hidden = self.hidden(tokens, attention_mask, prompt=prompt, memory=memory)
+        return self.logits(hidden)
+
+    def hidden(
+        self,
+        tokens: Int[Tensor, "B T"],
+        attention_mask: Int[Tensor, "B T"] | Bool[Tensor, "B T"] | None = None,
+        *,
+        prompt: Float[Tensor, "#B P D"] | None = None,
+        memory: Memory | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """What `forward` computes, up to the head: the final hidden states of the real tokens."""
+        B, T = tokens.shape
+        P = 0 if prompt is None else prompt.shape[1]
+        M = 0 if memory is None else memory.length
+        self._check_room(M, P, T)
+
+        x = self.wte(tokens)
+        real = tokens.new_ones(B, T, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        if prompt is not None:
+            x = torch.cat([prompt.to(x.dtype).expand(B, -1, -1), x], dim=1)
+            real = torch.cat([real.new_ones(B, P), real], dim=1)
+        x = x + self.wpe(next_positions(real, memory))
+        x = F.dropout(x, self.config.dropout, self.training)
+
+        mask = self._mask(real, memory, padded=attention_mask is not None)
+        for layer, block in enumerate(self.h):
+            x = block(x, mask, memory, layer)
+        if memory is not None:
+            memory.advance(real)
+        return self.ln_f(x[:, P:])
+
+    def logits(self, hidden: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
+        """The head, tied to the token embeddings."""
+        return F.linear(hidden, self.wte.weight)
+
+    def loss(
+        self,
+        tokens: Int[Tensor, "B T"],
+        labels: Int[Tensor, "B T"],
+        attention_mask: Int[Tensor, "B T"] | Bool[Tensor, "B T"] | None = None,
+        *,
+        prompt: Float[Tensor, "#B P D"] | None = None,
+        memory: Memory | None = None,
+    ) -> Float[Tensor, ""]:
+        """Mean cross-entropy in nats of the labels, each predicted from the token before it; -100 is not scored.
+
+        The first label of a row has no token before it and is never scored. Logits exist only where a label is.
+        Raises ValueError if no label is scored.
+        """
+        hidden = self.hidden(tokens, attention_mask, prompt=prompt, memory=memory)
+        return self.loss_of(hidden, labels)
+
+    def loss_of(self, hidden: Float[Tensor, "B T D"], labels: Int[Tensor, "B T"]) -> Float[Tensor, ""]:
+        """The loss that `hidden` gives to `labels`: see `loss`."""
+        targets = labels[:, 1:]
+        scored = targets != NOT_SCORED
+        if not bool(scored.any()):
+            raise ValueError("no label is scored: every label after the first of its row is -100.")
+        logits = self.logits(hidden[:, :-1][scored])  # [N, V]
+        return F.cross_entropy(logits.float(), targets[scored])
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The blocks of `h`, first to last."""
+        return cast("list[Block]", list(self.h))
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer this model was trained with. Raises ValueError if its vocabulary is none of GPT-2's."""
+        return Tokenizer.for_vocab_size(self.config.vocab_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.wte.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights."""
+        return self.wte.weight.dtype
+
+    def num_parameters(self) -> int:
+        """How many numbers the model has; the tied head counts once. GPT-2 small: 124,439,808."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def use_attention(self, attention: str) -> "GPT2":
+        """Compute attention written out ("explicit") or by PyTorch's fused kernel ("fused"); equal results."""
+        if attention not in ATTENTION:
+            raise ValueError(f"attention is {attention!r}; it can be {' or '.join(map(repr, ATTENTION))}.")
+        for block in self.blocks:
+            block.attn.attend = ATTENTION[attention]
+        return self
+
+    def new_cache(self, batch: int, capacity: int) -> KVCache:
+        """An empty cache for `batch` rows of up to `capacity` positions."""
+        c = self.config
+        return KVCache(c.n_layer, batch, c.n_head, capacity, c.head_size, like=self.wte.weight)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **options: object) -> "GPT2":
+        """A model from a folder, or one that ships ("nano"): see `minipeft.checkpoint.load_gpt2`."""
+        from minipeft.checkpoint import load_gpt2
+
+        return load_gpt2(name, **options)  # type: ignore[arg-type]
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json` and `model.safetensors` as `transformers` does: see `minipeft.checkpoint.save_gpt2`."""
+        from minipeft.checkpoint import save_gpt2
+
+        save_gpt2(self, folder)
+
+    def _check_room(self, memory: int, prompt: int, tokens: int) -> None:
+        if tokens == 0:
+            raise ValueError("there are no tokens: the text is empty.")
+        needed, room = memory + prompt + tokens, self.config.n_positions
+        if needed > room:
+            parts = [f"{n} {what}" for n, what in ((memory, "in memory"), (prompt, "of the prompt")) if n]
+            parts.append(f"{tokens} token{'s' * (tokens != 1)}")
+            raise ValueError(
+                f"{' + '.join(parts)} = {needed} positions, but this model has {room}; shorten the text or the prompt."
+            )
+
+    def _mask(self, real: Bool[Tensor, "B T"], memory: Memory | None, padded: bool) -> Bool[Tensor, "#B 1 T S"] | None:
+        """One mask for all layers, or None where plain causal attention is right."""
+        B, T = real.shape
+        M = 0 if memory is None else memory.length
+        memory_real = None if memory is None else memory.real
+        if not padded and memory_real is None:
+            return None if M == 0 or T == 1 else lower_right_mask(T, M + T, device=real.device)
+        before = real.new_ones(B, M) if memory_real is None else memory_real
+        real = torch.cat([before, real], dim=1)
+        return lower_right_mask(T, real.shape[1], real, device=real.device)
+
+    @torch.no_grad()
+    def _initialise(self, seed: int | None) -> None:
+        """N(0, 0.02), positions N(0, 0.01), projections into the residual stream scaled by 1/√(2L), biases 0."""
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if name.endswith("c_proj.weight"):
+                parameter.normal_(0.0, 0.02 / math.sqrt(2 * self.config.n_layer), generator=generator)
+            elif name == "wpe.weight":
+                parameter.normal_(0.0, 0.01, generator=generator)
+            elif parameter.dim() == 2:
+                parameter.normal_(0.0, 0.02, generator=generator)
+            elif name.endswith("bias"):
+                parameter.zero_()

@@ -1,0 +1,135 @@
+"""What every method is: a configuration that a person writes, and the trainable part it attaches to one model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from minipeft.attention import FixedMemory
+from minipeft.files import CheckpointError
+from minipeft.gpt2 import GPT2
+
+COMMON_TOKENS = 5000
+"""GPT-2's merges stand in order of frequency, so its lowest ids are its most common tokens."""
+
+
+@dataclass(frozen=True)
+class Doors:
+    """What a method sends through the input door and the memory door of a forward pass."""
+
+    prompt: Float[Tensor, "1 P D"] | None = None
+    memory: FixedMemory | None = None
+
+
+class Attachment(nn.Module):
+    """The part of a method that is trained: its parameters are what training changes, and nothing else is."""
+
+    def doors(self) -> Doors:
+        """What goes into the model's doors now; called once per forward pass."""
+        return Doors()
+
+    def adapter_tensors(self) -> dict[str, Tensor]:
+        """What is kept after training, under the names of PEFT's `adapter_model.safetensors`."""
+        raise NotImplementedError
+
+    def adapter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes that `load_adapter_tensors` needs."""
+        return {name: tuple(tensor.shape) for name, tensor in self.adapter_tensors().items()}
+
+    def load_adapter_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Take over tensors that `adapter_shapes` has checked."""
+        raise NotImplementedError
+
+
+@runtime_checkable
+class Method(Protocol):
+    """One way to adapt a frozen GPT-2; each is a frozen dataclass of its settings."""
+
+    name: ClassVar[str]
+    """What the command line calls it."""
+    peft_type: ClassVar[str]
+    """What `adapter_config.json` calls it."""
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def attach_to(self, model: GPT2, generator: torch.Generator) -> tuple[GPT2, Attachment]:
+        """The model to run (the same one, unless the method changes its weights) and the trainable part.
+
+        Raises ValueError if the settings do not fit the model.
+        """
+        ...
+
+    def peft_config(self, model: GPT2) -> dict[str, Any]:
+        """The settings as PEFT writes them, without what all methods share."""
+        ...
+
+    @classmethod
+    def from_peft_config(cls, config: dict[str, Any], model: GPT2, path: Path) -> "Method":
+        """The method that wrote such settings. Raises CheckpointError if they do not fit the model."""
+        ...
+
+
+def shared_peft_config(method: Method) -> dict[str, Any]:
+    """The settings that PEFT writes for every kind of adapter."""
+    return {
+        "peft_type": method.peft_type,
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": None,
+        "inference_mode": True,
+        "revision": None,
+        "auto_mapping": None,
+    }
+
+
+def prompt_learning_config(model: GPT2, length: int) -> dict[str, Any]:
+    """What PEFT writes about the base for prompts and prefixes."""
+    return {
+        "num_virtual_tokens": length,
+        "token_dim": model.config.n_embd,
+        "num_layers": model.config.n_layer,
+        "num_attention_heads": model.config.n_head,
+        "num_transformer_submodules": 1,
+    }
+
+
+def read_prompt_length(config: dict[str, Any], model: GPT2, path: Path) -> int:
+    """`num_virtual_tokens`, with everything that the file says about its base held against `model`.
+
+    Raises CheckpointError that names the file and the mismatch.
+    """
+    length = config.get("num_virtual_tokens")
+    if not isinstance(length, int) or isinstance(length, bool) or length < 1:
+        raise CheckpointError(f"{path}: num_virtual_tokens is {length!r}; it must be a whole number of at least 1.")
+    for key, needed in prompt_learning_config(model, length).items():
+        found = config.get(key)
+        if found is not None and found != needed:
+            raise CheckpointError(
+                f"{path} was made for another model: its {key} is {found!r}, this model's is {needed}."
+            )
+    return length
+
+
+def check_length(length: int, model: GPT2) -> None:
+    """Raise ValueError unless `length` positions leave room for text."""
+    if not isinstance(length, int) or length < 1:
+        raise ValueError(f"length is {length!r}; it must be a whole number of at least 1.")
+    if length >= model.config.n_positions:
+        raise ValueError(
+            f"length {length} leaves no room for text: this model has {model.config.n_positions} positions in all."
+        )
+
+
+def starting_tokens(init: str, length: int, model: GPT2, generator: torch.Generator) -> list[int]:
+    """The tokens that "vocab" (random common ones) or "text:…" (a text, repeated or cut) start from: `length` ids.
+
+    Source: Lester et al. 2021, §2.1.
+    """
+    if init == "vocab":
+        common = min(COMMON_TOKENS, model.config.vocab_size)
+        return torch.randint(common, (length,), generator=generator).tolist()
+    ids = model.tokenizer.encode(init.removeprefix("text:"))
+    if not ids:
+        raise ValueError('init is "text:" without a text; write for example init="text:This movie review is".')
+    return (ids * (length // len(ids) + 1))[:length]

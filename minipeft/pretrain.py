@@ -1,0 +1,170 @@
+"""Train a GPT-2 from nothing on plain text files."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from minipeft.batches import ShuffledStream
+from minipeft.corpus import Corpus, CorpusError, build_corpus
+from minipeft.files import write_json
+from minipeft.gpt2 import GPT2, GPT2Config
+from minipeft.tokenizer import Tokenizer
+from minipeft.train import TrainConfig, train
+
+CONFIGS = {
+    "nano": GPT2Config(n_layer=6, n_head=6, n_embd=192, n_positions=256, vocab_size=8257),
+    "gpt2": GPT2Config(),
+    "gpt2-medium": GPT2Config(n_layer=24, n_head=16, n_embd=1024),
+    "gpt2-large": GPT2Config(n_layer=36, n_head=20, n_embd=1280),
+    "gpt2-xl": GPT2Config(n_layer=48, n_head=25, n_embd=1600),
+}
+
+PRETRAINING: dict[str, Any] = {
+    "warmup": 0.03,
+    "schedule": "cosine",
+    "final_lr": 0.02,
+    "betas": (0.9, 0.95),
+    "weight_decay": 0.1,
+}
+"""Settings of `TrainConfig` that pretraining uses and tuning does not. Source: Brown et al. 2020, appendix B."""
+
+
+def choose_device(device: str) -> torch.device:
+    """The device of that name; "auto" is the fastest there is. Raises ValueError if this machine does not have it."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(device.split(":")[0], False):
+        raise ValueError(
+            f"device is {device!r}; here it can be auto, {', '.join(name for name in there if there[name])}."
+        )
+    return torch.device(device)
+
+
+class TokenWindows:
+    """Batches of T neighbouring tokens: every epoch cuts the stream at another offset, in another order.
+
+    `windows(step)` is the batch [B, T] of that step, whatever was asked before.
+    Raises CorpusError if the tokens do not fill one batch.
+    """
+
+    def __init__(self, tokens: np.ndarray, length: int, batch_size: int, seed: int) -> None:
+        n = len(tokens) // length - 1
+        if n < batch_size:
+            raise CorpusError(
+                f"{len(tokens):,} tokens are too few for a batch of {batch_size} × {length}; "
+                f"bring more text or lower --batch-size."
+            )
+        self.tokens, self.length, self.batch_size, self.seed = tokens, length, batch_size, seed
+        self.order = ShuffledStream(n, seed)
+
+    def __call__(self, step: int) -> Int[Tensor, "B T"]:
+        starts = [i * self.length + self._offset(epoch) for epoch, i in self.order.batch(step, self.batch_size)]
+        rows = [self.tokens[start : start + self.length].astype(np.int64) for start in starts]
+        return torch.from_numpy(np.stack(rows))
+
+    def _offset(self, epoch: int) -> int:
+        return int(np.random.default_rng((self.seed, epoch, 1)).integers(self.length))
+
+
+def pretrain(
+    files: Sequence[str | Path],
+    config: GPT2Config,
+    settings: TrainConfig,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    device: torch.device | str = "cpu",
+    bfloat16: bool = False,
+) -> GPT2:
+    """Train a new GPT-2 on text files and write it to `out` with `report.json`; the best evaluation is kept.
+
+    Raises FileNotFoundError or CorpusError on files that cannot be used, and what `train` raises.
+    """
+    tokenizer = Tokenizer.for_vocab_size(config.vocab_size)
+    corpus = build_corpus(files, tokenizer)
+    model = GPT2(config, seed=settings.seed).to(device).train()
+    untrained = perplexities(model, corpus)
+    windows = TokenWindows(corpus.train, config.n_positions, settings.batch_size, settings.seed)
+
+    def loss_at(step: int) -> Tensor:
+        batch = windows(step).to(device)
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bfloat16):
+            return model.loss(batch, batch)
+
+    def evaluate() -> dict[str, float]:
+        held_out = perplexities(model, corpus)
+        return {f"perplexity/{name}": value for name, value in held_out.items()} | {"score": -math.log(held_out["all"])}
+
+    setting = {"model": asdict(config), "bfloat16": bfloat16, "tokens": len(corpus.train)}
+    result = train(
+        dict(model.named_parameters()),
+        loss_at,
+        settings,
+        out,
+        evaluate=evaluate if corpus.held_out else None,
+        resume=resume,
+        setting=setting,
+        label="pretrain",
+    )
+    model.eval().save_pretrained(out)
+    report = {
+        "parameters": model.num_parameters(),
+        "corpus_tokens": len(corpus.train),
+        "tokens_seen": result.step * settings.batch_size * config.n_positions,
+        "steps": result.step,
+        "seconds": round(result.seconds),
+        "held_out_tokens": {name: len(tokens) for name, tokens in corpus.held_out.items()},
+        "perplexity": perplexities(model, corpus),
+        "perplexity_unigram": unigram_perplexities(corpus, config.vocab_size),
+        "perplexity_untrained": untrained,
+        "settings": asdict(settings),
+    }
+    write_json(Path(out) / "report.json", report)
+    return model
+
+
+@torch.no_grad()
+def perplexities(model: GPT2, corpus: Corpus) -> dict[str, float]:
+    """exp of the mean loss on each held-out source, in windows of n_positions, and over `all` their tokens."""
+    was_training = model.training
+    model.eval()
+    total_loss, total_tokens, found = 0.0, 0, {}
+    for source, tokens in corpus.held_out.items():
+        loss, count = 0.0, 0
+        for start in range(0, len(tokens) - 1, model.config.n_positions * 16):
+            block = tokens[start : start + model.config.n_positions * 16].astype(np.int64)
+            for rows in _rows(torch.from_numpy(block).to(model.device), model.config.n_positions):
+                scored = rows.shape[0] * (rows.shape[1] - 1)
+                loss += float(model.loss(rows, rows)) * scored
+                count += scored
+        if count:
+            found[source] = math.exp(loss / count)
+            total_loss, total_tokens = total_loss + loss, total_tokens + count
+    model.train(was_training)
+    return {"all": math.exp(total_loss / total_tokens), **found} if total_tokens else {}
+
+
+def unigram_perplexities(corpus: Corpus, vocab_size: int) -> dict[str, float]:
+    """What knowing only how often each token occurs in the training text gives (add-one smoothing)."""
+    counts = np.bincount(corpus.train, minlength=vocab_size) + 1.0
+    cost = -np.log(counts / counts.sum())
+    found = {source: math.exp(cost[tokens].mean()) for source, tokens in corpus.held_out.items()}
+    everything = np.concatenate([*corpus.held_out.values()]) if corpus.held_out else np.zeros(0, int)
+    return {"all": math.exp(cost[everything].mean()), **found} if len(everything) else {}
+
+
+def _rows(block: Int[Tensor, "N"], length: int) -> list[Int[Tensor, "B T"]]:
+    """A stretch of tokens as one batch of full rows and one of the rest, if it has a token to predict."""
+    full = len(block) // length * length
+    batches = [block[:full].view(-1, length)] if full else []
+    if len(block) - full > 1:
+        batches.append(block[full:].view(1, -1))
+    return batches

@@ -1,0 +1,128 @@
+"""Tune a method on a task: the defaults that sweeps found, the run, and the folder it leaves behind."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minipeft.batches import ShuffledStream
+from minipeft.evaluate import Score, evaluate
+from minipeft.files import write_json
+from minipeft.gpt2 import GPT2
+from minipeft.methods import HardPrompt, Method
+from minipeft.tasks import Encoder, Task, collate
+from minipeft.train import TrainConfig, TrainResult, train
+from minipeft.tuned import Tuned, attach
+
+REPORT_FILE = "report.json"
+
+LEARNING_RATES: Mapping[str, float] = {"soft_prompt": 0.03, "prefix": 0.01, "prefix_mlp": 1e-3, "full": 3e-4}
+"""The best of each method's sweep on movie sentiment with the nano model: see `docs/sweep.md`."""
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """How long and how to tune; `lr` None takes the method's own default."""
+
+    steps: int = 600
+    batch_size: int = 32
+    lr: float | None = None
+    warmup: float = 0.05
+    weight_decay: float = 0.0
+    eval_every: int = 50
+    patience: int = 0
+    seed: int = 0
+    truncate: bool = False
+
+
+def default_lr(method: Method) -> float:
+    """The learning rate that a sweep found for this method. Raises ValueError if it has nothing to train."""
+    key = "prefix_mlp" if getattr(method, "reparam", None) else method.name
+    if key not in LEARNING_RATES:
+        raise ValueError(f"{method.name} has nothing to train; use it with eval or generate.")
+    return LEARNING_RATES[key]
+
+
+def encoder_for(tuned: Tuned, task: Task, truncate: bool = False) -> Encoder:
+    """How this tuned model reads the task's examples: its hard prompt, and the room its prompt or prefix leaves."""
+    with torch.no_grad():
+        doors = tuned.attachment.doors()
+    taken = (0 if doors.prompt is None else doors.prompt.shape[1]) + (
+        0 if doors.memory is None else doors.memory.length
+    )
+    template = tuned.method.template if isinstance(tuned.method, HardPrompt) else None
+    room = tuned.base.config.n_positions - taken
+    return Encoder(task, tuned.base.tokenizer, room, template, truncate)
+
+
+def tune(
+    model: GPT2, method: Method, task: Task, config: TuneConfig, out: str | Path, *, resume: bool = False
+) -> tuple[Tuned, TrainResult]:
+    """Tune `method` on `task`, choosing the best step on dev, and save the adapter with `report.json` in `out`.
+
+    Raises ValueError if the method has nothing to train or an example is too long, and what `train` raises.
+    """
+    lr = config.lr if config.lr is not None else default_lr(method)
+    default_lr(method)
+    if getattr(method, "init", None) == "labels" and not getattr(method, "labels", None):
+        method = replace(method, labels=tuple(task.word(label).strip() for label in task.labels))
+    tuned = attach(model, method, seed=config.seed).train()
+    encoder = encoder_for(tuned, task, config.truncate)
+    rows = [encoder.encode(example) for example in task.splits["train"]]
+    for split in ("dev", "test"):  # say now, not after an hour, that a text is too long
+        for example in task.splits[split]:
+            encoder.encode(example)
+    order = ShuffledStream(len(rows), config.seed)
+
+    def loss_at(step: int) -> Tensor:
+        batch = collate([rows[i] for _, i in order.batch(step, config.batch_size)], encoder.tokenizer.eot)
+        batch = batch.to(model.device)
+        return tuned.loss(batch.tokens, batch.labels, batch.attention_mask)
+
+    def measure() -> dict[str, float]:
+        dev = evaluate(tuned, encoder, task.splits["dev"])
+        return {"score": dev.score, "dev_loss": dev.loss} | ({"dev_accuracy": dev.accuracy} if task.labels else {})
+
+    settings = TrainConfig(
+        steps=config.steps,
+        lr=lr,
+        batch_size=config.batch_size,
+        warmup=config.warmup,
+        weight_decay=config.weight_decay,
+        eval_every=config.eval_every,
+        patience=config.patience,
+        seed=config.seed,
+    )
+    result = train(
+        tuned.trainable_parameters(),
+        loss_at,
+        settings,
+        out,
+        evaluate=measure,
+        resume=resume,
+        setting={"method": method.name, **asdict(method), "task": task.name, "examples": len(rows)},
+        label=f"tune {method.name}",
+    )
+    tuned.eval().save(out)
+    dev = evaluate(tuned, encoder, task.splits["dev"])
+    write_json(Path(out) / REPORT_FILE, _report(tuned, task, settings, result, dev))
+    return tuned, result
+
+
+def _report(tuned: Tuned, task: Task, settings: TrainConfig, result: TrainResult, dev: Score) -> dict[str, Any]:
+    return {
+        "method": {"name": tuned.method.name, **asdict(tuned.method)},
+        "task": task.name,
+        "trainable": tuned.num_trainable(),
+        "kept": tuned.num_kept(),
+        "steps": result.step,
+        "best_step": result.best_step,
+        "seconds": round(result.seconds, 1),
+        "dev_loss": dev.loss,
+        "dev_accuracy": None if math.isnan(dev.accuracy) else dev.accuracy,
+        "settings": asdict(settings),
+    }

@@ -1,0 +1,181 @@
+"""A model with a method attached: forward, loss, generate, save and load, and the base back unharmed."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from minipeft.files import (
+    CheckpointError,
+    check_keys,
+    check_tensor,
+    json_bytes,
+    read_json,
+    read_tensors,
+    tensor_bytes,
+    write_together,
+)
+from minipeft.generate import Prompts, Sampling, generate
+from minipeft.gpt2 import GPT2
+from minipeft.methods import BY_PEFT_TYPE, Attachment, HardPrompt, Method, Prefix
+from minipeft.methods.base import shared_peft_config
+from minipeft.methods.prefix import keys_and_values
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+SHIPPED_ADAPTERS = Path(__file__).parent / "assets" / "prompts"
+
+
+def attach(model: GPT2, method: Method, seed: int = 0) -> "Tuned":
+    """Freeze `model` and attach `method` to it; `seed` draws the method's starting values.
+
+    Raises ValueError if the method's settings do not fit the model.
+    """
+    runs, attachment = method.attach_to(model, torch.Generator().manual_seed(seed))
+    return Tuned(model, method, runs, attachment.to(model.device))
+
+
+def load(folder: str | Path, model: GPT2) -> "Tuned":
+    """The adapter in `folder`, ours or PEFT's, attached to `model`.
+
+    Raises FileNotFoundError if a file is missing, CheckpointError if the files are damaged or made for another model.
+    """
+    config_path, weights_path = Path(folder) / CONFIG_FILE, Path(folder) / WEIGHTS_FILE
+    config = read_json(config_path)
+    kind = config.get("peft_type")
+    if kind not in BY_PEFT_TYPE:
+        raise CheckpointError(
+            f"{config_path}: peft_type is {kind!r}; minipeft reads {', '.join(sorted(BY_PEFT_TYPE))}."
+        )
+    try:
+        method = BY_PEFT_TYPE[kind].from_peft_config(config, model, config_path)
+        tuned = attach(model, method)
+    except ValueError as error:
+        raise error if isinstance(error, CheckpointError) else CheckpointError(f"{config_path}: {error}") from None
+    tensors, _ = read_tensors(weights_path)
+    shapes = tuned.attachment.adapter_shapes()
+    check_keys(weights_path, set(tensors), set(shapes))
+    for name, shape in shapes.items():
+        check_tensor(weights_path, name, tensors[name], shape)
+    tuned.attachment.load_adapter_tensors(tensors)
+    return tuned.eval()
+
+
+class Tuned(nn.Module):
+    """A base model and a method's trainable part; made by `attach` and `load`."""
+
+    def __init__(self, base: GPT2, method: Method, runs: GPT2, attachment: Attachment) -> None:
+        super().__init__()
+        self.method, self.attachment = method, attachment
+        self._trained_before = {name: p.requires_grad for name, p in base.named_parameters()}
+        base.requires_grad_(False)
+        for parameter in base.parameters():
+            parameter.grad = None
+        # Not registered as submodules: the state of a tuned model is its attachment.
+        self._models = (base, runs)
+
+    @property
+    def base(self) -> GPT2:
+        """The frozen model."""
+        return self._models[0]
+
+    @property
+    def model(self) -> GPT2:
+        """The model that runs: the base itself, except after full finetuning."""
+        return self._models[1]
+
+    def forward(
+        self, tokens: Int[Tensor, "B T"], attention_mask: Int[Tensor, "B T"] | Bool[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B T V"]:
+        """Logits of the token after each real token; none for prompt or prefix positions."""
+        doors = self.attachment.doors()
+        return self.model(tokens, attention_mask, prompt=doors.prompt, memory=doors.memory)
+
+    def hidden(
+        self, tokens: Int[Tensor, "B T"], attention_mask: Int[Tensor, "B T"] | Bool[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """The final hidden states of the real tokens: see `GPT2.hidden`."""
+        doors = self.attachment.doors()
+        return self.model.hidden(tokens, attention_mask, prompt=doors.prompt, memory=doors.memory)
+
+    def loss(
+        self,
+        tokens: Int[Tensor, "B T"],
+        labels: Int[Tensor, "B T"],
+        attention_mask: Int[Tensor, "B T"] | Bool[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Mean cross-entropy of the labels that are not -100: see `GPT2.loss`."""
+        doors = self.attachment.doors()
+        return self.model.loss(tokens, labels, attention_mask, prompt=doors.prompt, memory=doors.memory)
+
+    def generate(self, prompts: Prompts, max_new_tokens: int = 64, **sampling: Any) -> Prompts:
+        """Continue `prompts`; options are those of `Sampling`: temperature, top_k, top_p, seed. See `generate`."""
+        return self.generate_with(prompts, Sampling(max_new_tokens=max_new_tokens, **sampling))
+
+    def generate_with(self, prompts: Prompts, settings: Sampling) -> Prompts:
+        """Continue `prompts` as `settings` say."""
+        with torch.no_grad():
+            doors = self.attachment.doors()
+        if isinstance(self.method, HardPrompt):
+            return _generate_around(self.model, self.method.around, prompts, settings)
+        return generate(self.model, prompts, settings, prompt=doors.prompt, memory=doors.memory)
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """What training changes, by name."""
+        return {name: p for name, p in self.attachment.named_parameters() if p.requires_grad}
+
+    def num_trainable(self) -> int:
+        """How many numbers training changes."""
+        return sum(p.numel() for p in self.trainable_parameters().values())
+
+    def num_kept(self) -> int:
+        """How many numbers a saved adapter has; fewer than are trained where an MLP is folded away."""
+        return sum(tensor.numel() for tensor in self.attachment.adapter_tensors().values())
+
+    def save(self, folder: str | Path) -> None:
+        """Write the adapter as PEFT does: `adapter_config.json` and `adapter_model.safetensors`, both or neither.
+
+        Raises OSError if the folder cannot be written.
+        """
+        config = {**shared_peft_config(self.method), **self.method.peft_config(self.base)}
+        with torch.no_grad():
+            weights = tensor_bytes(self.attachment.adapter_tensors())
+        write_together({Path(folder) / WEIGHTS_FILE: weights, Path(folder) / CONFIG_FILE: json_bytes(config)})
+
+    def detach(self) -> GPT2:
+        """The base model back, bit-identical, its parameters trainable or not as they were before."""
+        for name, parameter in self.base.named_parameters():
+            parameter.requires_grad_(self._trained_before[name])
+        return self.base
+
+    @torch.no_grad()
+    def compile(self) -> "Tuned":  # type: ignore[override]
+        """The same function as a plain prefix: an MLP is folded away; a soft prompt becomes the keys and values it has.
+
+        Exact, since in a causal model neither depends on the text behind it. Raises ValueError for other methods.
+        """
+        doors = self.attachment.doors()
+        if doors.memory is not None:
+            flat = self.attachment.adapter_tensors()["prompt_embeddings"]
+        elif doors.prompt is not None:
+            flat = keys_and_values(self.model, prompt=doors.prompt)
+        else:
+            raise ValueError(
+                f"{self.method.name} uses neither the input nor the memory door, so it cannot be a prefix."
+            )
+        compiled = attach(self.base, Prefix(length=flat.shape[0], reparam=None))
+        compiled.attachment.load_adapter_tensors({"prompt_embeddings": flat})
+        return compiled.eval()
+
+
+def _generate_around(model: GPT2, around: Callable[[str], str], prompts: Prompts, settings: Sampling) -> Prompts:
+    """Generation behind a hard prompt: the model reads the words, the reader gets the text and its continuation."""
+    if isinstance(prompts, str):
+        return prompts + generate(model, around(prompts), settings).removeprefix(around(prompts))
+    if isinstance(prompts, list) and prompts and isinstance(prompts[0], str):
+        framed = [around(str(text)) for text in prompts]
+        written = generate(model, framed, settings)
+        return [str(t) + w.removeprefix(f) for t, f, w in zip(prompts, framed, written, strict=True)]
+    raise ValueError("a hard prompt is put around text, so give it a text or a list of texts, not token ids.")
