@@ -139,7 +139,7 @@ def _rows(model: GPT2, prompts: Prompts) -> list[list[int]]:
     elif prompts and isinstance(prompts[0], int):
         rows = [list(prompts)]
     else:
-        rows = [list(cast("list[int]", row)) for row in prompts]
+        rows = [list(row) for row in cast("list[list[int]]", prompts)]
     if not rows or not all(rows):
         raise ValueError("there is nothing to continue: a prompt is empty.")
     outside = [token for row in rows for token in row if not 0 <= token < model.config.vocab_size]

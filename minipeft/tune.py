@@ -28,13 +28,14 @@ LEARNING_RATES: Mapping[str, float] = {"soft_prompt": 0.03, "prefix": 0.01, "pre
 class TuneConfig:
     """How long and how to tune; `lr` None takes the method's own default."""
 
-    steps: int = 600
-    batch_size: int = 32
+    steps: int = 1000
+    batch_size: int = 8
     lr: float | None = None
     warmup: float = 0.05
     weight_decay: float = 0.0
-    eval_every: int = 50
+    eval_every: int = 100
     patience: int = 0
+    save_seconds: float = 60.0
     seed: int = 0
     truncate: bool = False
 
@@ -95,6 +96,7 @@ def tune(
         weight_decay=config.weight_decay,
         eval_every=config.eval_every,
         patience=config.patience,
+        save_seconds=config.save_seconds,
         seed=config.seed,
     )
     result = train(

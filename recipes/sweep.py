@@ -1,0 +1,136 @@
+"""Find each method's learning rate and initialisation on the development split; the test split is never read.
+
+    python recipes/sweep.py --task movie --out runs/sweep --processes 2
+
+Every run is a row of `OUT/sweep.jsonl`; a run that is there already is not repeated, so the sweep can be interrupted.
+`--report` writes the table of what is there.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+GRID: dict[str, tuple[dict[str, Any], ...]] = {
+    "soft_prompt": tuple(
+        {"length": 20, "init": init, "lr": lr}
+        for init, lr in product(("vocab", "labels", "random"), (0.003, 0.01, 0.03, 0.1))
+    ),
+    "prefix": tuple(
+        {"length": 10, "reparam": None, "init": init, "lr": lr}
+        for init, lr in product(("vocab", "random"), (0.003, 0.01, 0.03, 0.1))
+    ),
+    "prefix_mlp": tuple({"length": 10, "reparam": 512, "lr": lr} for lr in (3e-4, 1e-3, 3e-3, 1e-2)),
+    "full": tuple({"lr": lr} for lr in (1e-4, 3e-4, 1e-3)),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", default="movie")
+    parser.add_argument("--model", default="nano")
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--report", action="store_true", help="print the table and stop")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measure(json.loads(options.one))))
+    elif options.report:
+        print(report(read(options.out)))
+    else:
+        sweep(options)
+
+
+def sweep(options: argparse.Namespace) -> None:
+    """Run what is missing, a few at a time, one thread each."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    done = {json.dumps(row["run"], sort_keys=True) for row in read(options.out)}
+    waiting = [run for run in runs(options) if json.dumps(run, sort_keys=True) not in done]
+    running: list[subprocess.Popen[str]] = []
+    while waiting or running:
+        while waiting and len(running) < options.processes:
+            command = [sys.executable, __file__, "--out", str(options.out), "--one", json.dumps(waiting.pop(0))]
+            running.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        for process in [process for process in running if process.poll() is not None]:
+            running.remove(process)
+            assert process.stdout is not None
+            line = process.stdout.read().strip().splitlines()[-1]
+            with open(options.out / "sweep.jsonl", "a", encoding="utf-8") as file:
+                file.write(line + "\n")
+            print(line, flush=True)
+        time.sleep(0.5)
+
+
+def runs(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    for seed in range(options.seeds):
+        for method, settings in GRID.items():
+            for setting in settings:
+                common = {"task": options.task, "model": options.model, "seed": seed}
+                yield {"method": method, **setting, **common, "steps": options.steps, "batch_size": options.batch_size}
+
+
+def measure(run: dict[str, Any]) -> dict[str, Any]:
+    """Tune once; the best dev accuracy of the run and its curve."""
+    import torch
+
+    import minipeft as mp
+    from minipeft.methods import METHODS
+    from minipeft.tasks import TASKS
+    from minipeft.tune import TuneConfig, tune
+
+    torch.set_num_threads(1)
+    method = METHODS[run["method"].removesuffix("_mlp")]
+    settings = {key: run[key] for key in ("length", "init", "reparam") if key in run}
+    config = TuneConfig(run["steps"], run["batch_size"], run["lr"], seed=run["seed"])
+    with tempfile.TemporaryDirectory() as out:
+        _, result = tune(mp.GPT2.from_pretrained(run["model"]), method(**settings), TASKS[run["task"]](), config, out)
+        rows = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
+    curve = [[row["step"], round(row["dev_accuracy"], 4), round(row["dev_loss"], 4)] for row in rows if "score" in row]
+    best = max(accuracy for _, accuracy, _ in curve)
+    return {
+        "run": run,
+        "dev_accuracy": best,
+        "best_step": result.best_step,
+        "seconds": round(result.seconds, 1),
+        "dev_curve": curve,
+    }
+
+
+def read(out: Path) -> list[dict[str, Any]]:
+    path = out / "sweep.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def report(rows: list[dict[str, Any]]) -> str:
+    """A Markdown table of the best dev accuracy: a row per method and initialisation, a column per learning rate."""
+    rates = sorted({row["run"]["lr"] for row in rows})
+    lines = [
+        "| method | init | " + " | ".join(f"{rate:g}" for rate in rates) + " |",
+        "|---|---|" + "---:|" * len(rates),
+    ]
+    kinds = list(dict.fromkeys((row["run"]["method"], row["run"].get("init", "")) for row in rows))
+    for kind in kinds:
+        cells = []
+        for rate in rates:
+            found = [
+                row["dev_accuracy"]
+                for row in rows
+                if (row["run"]["method"], row["run"].get("init", "")) == kind and row["run"]["lr"] == rate
+            ]
+            cells.append(f"{sum(found) / len(found):.1%}" if found else "")
+        lines.append(f"| {kind[0]} | {kind[1]} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
