@@ -43,7 +43,8 @@ def explicit_attention(
         mask = lower_right_mask(T, S, device=q.device)
     scores = q @ k.transpose(-2, -1) / math.sqrt(Dh)  # [B, H, T, S]
     scores = scores.masked_fill(~mask, float("-inf"))
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(v.dtype)
+    exact = torch.promote_types(scores.dtype, torch.float32)  # half precision is too coarse for a sum of many shares
+    weights = torch.softmax(scores, dim=-1, dtype=exact).to(v.dtype)
     return F.dropout(weights, dropout, training=dropout > 0) @ v
 
 
@@ -118,7 +119,7 @@ class FixedMemory:
 
 
 class KVCache:
-    """Room for the keys and values of `capacity` positions, filled from the front as text is read.
+    """Room for the keys and values of `capacity` positions, filled from the front as text is read; for inference.
 
     Source: the cache of GPT-2's own `sample.py`, with its memory set aside beforehand.
     """

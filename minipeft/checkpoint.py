@@ -100,17 +100,19 @@ def save_gpt2(model: GPT2, folder: str | Path, dtype: torch.dtype | None = None)
 
 def find_model(name: str | Path) -> Path:
     """The folder of a model that ships, or the folder that was named. Raises FileNotFoundError if there is neither."""
-    if str(name) in SHIPPED:
-        return SHIPPED[str(name)]
+    if isinstance(name, str) and name in SHIPPED:
+        return SHIPPED[name]
+    ships = ", ".join(SHIPPED)
+    if (
+        isinstance(name, str) and name in PUBLIC
+    ):  # before folders: a folder that happens to be called gpt2 must not stand in for it
+        raise FileNotFoundError(
+            f"the weights of {name} are not here; save them as a folder with {CONFIG_FILE} and {WEIGHTS_FILE} "
+            f"and name that folder, a folder called {name} as ./{name} (models that ship: {ships})."
+        )
     folder = Path(name)
     if folder.is_dir():
         return folder
-    ships = ", ".join(SHIPPED)
-    if str(name) in PUBLIC:
-        raise FileNotFoundError(
-            f"the weights of {name} are not here; save them as a folder with {CONFIG_FILE} and {WEIGHTS_FILE} "
-            f"and name that folder (models that ship: {ships})."
-        )
     raise FileNotFoundError(f"{name} is neither a folder nor a model that ships ({ships}).")
 
 

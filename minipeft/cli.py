@@ -238,7 +238,9 @@ def pretrain(
 
 @app.command()
 def inspect(
-    folder: Annotated[Path, typer.Argument(help="An adapter, or a checkpoint.")],
+    folder: Annotated[
+        Path, typer.Argument(help="An adapter or a checkpoint: a folder, or the name of one that ships.")
+    ],
     model: Model = "nano",
 ) -> None:
     """Show what is in an adapter or a checkpoint; for a soft prompt, the tokens nearest to it.
@@ -247,14 +249,15 @@ def inspect(
 
     `minipeft inspect runs/movie`
     """
+    from minipeft.checkpoint import SHIPPED
     from minipeft.inspect import adapter_tables, checkpoint_table
     from minipeft.tuned import CONFIG_FILE, load
 
-    path = Path(find_adapter(str(folder)))
+    path = SHIPPED.get(str(folder)) or find_adapter(str(folder))
     if (path / CONFIG_FILE).exists():
         tables = adapter_tables(load(path, _load_model(model, "cpu")))
     else:
-        tables = [checkpoint_table(_load_model(str(folder), "cpu"))]
+        tables = [checkpoint_table(_load_model(path, "cpu"))]
     for table in tables:
         console.print(table)
 
@@ -300,7 +303,7 @@ def find_adapter(name: str) -> Path:
     raise FileNotFoundError(f"{name} is neither a folder nor an adapter that ships ({ships}).")
 
 
-def _load_model(name: str, device: str, dtype: str = "float32"):  # type: ignore[no-untyped-def]
+def _load_model(name: str | Path, device: str, dtype: str = "float32"):  # type: ignore[no-untyped-def]
     import torch
 
     from minipeft.gpt2 import GPT2

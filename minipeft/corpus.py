@@ -11,7 +11,7 @@ import numpy as np
 from minipeft.tokenizer import END_OF_TEXT, Tokenizer
 
 HELD_OUT_PERCENT = 1.0
-PIECE_BYTES = 8_000
+PIECE_CHARACTERS = 8_000
 SHORTEST_LEAK = 24
 """Held-out texts shorter than this many letters and digits are too common ("a good film") to be called leaks."""
 
@@ -36,10 +36,10 @@ def read_text(path: str | Path) -> str:
     data = path.read_bytes()
     if not data.strip():
         raise CorpusError(f"{path} is empty.")
-    if b"\0" in data[:65536]:
+    if b"\0" in data:
         raise CorpusError(f"{path} is not a text file (it holds NUL bytes).")
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8").removeprefix("\ufeff")  # some editors begin UTF-8 with a byte-order mark
     except UnicodeDecodeError as error:
         raise CorpusError(
             f"{path} is not UTF-8 (byte {error.start} is 0x{data[error.start]:02x}); save it as UTF-8 and try again."
@@ -48,12 +48,12 @@ def read_text(path: str | Path) -> str:
 
 def documents(text: str) -> Iterator[str]:
     """The documents of a file: what stands between lines that hold only `<|endoftext|>`."""
-    for document in re.split(rf"^{re.escape(END_OF_TEXT)}$", text, flags=re.MULTILINE):
+    for document in re.split(rf"^{re.escape(END_OF_TEXT)}\r?$", text, flags=re.MULTILINE):
         if document.strip():
             yield document.strip("\n")
 
 
-def pieces(document: str, size: int = PIECE_BYTES) -> Iterator[str]:
+def pieces(document: str, size: int = PIECE_CHARACTERS) -> Iterator[str]:
     """A document in pieces of about `size` characters, cut between lines, so that a book can be held out in part."""
     piece: list[str] = []
     length = 0
@@ -68,7 +68,10 @@ def pieces(document: str, size: int = PIECE_BYTES) -> Iterator[str]:
 
 
 def normalised(text: str) -> str:
-    """Lower-case letters and digits only: two texts that differ in spacing or punctuation become equal."""
+    """Lower-case a–z and digits only: two texts that differ in spacing, punctuation or accents' letters become equal.
+
+    Made for English: text in another script becomes empty.
+    """
     return re.sub(r"[^a-z0-9]", "", text.lower())
 
 
@@ -132,27 +135,24 @@ class WordBlocklist:
 def build_corpus(
     files: Sequence[str | Path], tokenizer: Tokenizer, held_out_percent: float = HELD_OUT_PERCENT
 ) -> Corpus:
-    """Tokenise text files into one stream, documents joined by `<|endoftext|>`, with a part held out per file.
+    """Tokenise text files into one stream, documents joined by `<|endoftext|>`, with a part held out per file name.
 
     Raises FileNotFoundError or CorpusError as `read_text` does, and CorpusError if nothing is left to train on.
     """
     train: list[np.ndarray] = []
-    held_out: dict[str, np.ndarray] = {}
+    held_out: dict[str, list[np.ndarray]] = {}
     id_type = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
     eot = np.array([tokenizer.eot], dtype=id_type)
     for path in map(Path, files):
-        aside: list[np.ndarray] = []
         for document in documents(read_text(path)):
             parts = list(pieces(document))
             for part, ids in zip(parts, tokenizer.encode_batch(parts), strict=True):
                 tokens = np.array(ids, dtype=id_type)
                 if is_held_out(part, held_out_percent):
-                    aside += [tokens, eot]
+                    held_out.setdefault(path.stem, []).extend([tokens, eot])
                 else:
                     train.append(tokens)
             train.append(eot)
-        if aside:
-            held_out[path.stem] = np.concatenate(aside)
     if sum(map(len, train)) <= 2:
         raise CorpusError(f"{', '.join(map(str, files))}: no text is left to train on.")
-    return Corpus(np.concatenate(train), held_out)
+    return Corpus(np.concatenate(train), {source: np.concatenate(parts) for source, parts in held_out.items()})

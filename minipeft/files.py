@@ -1,5 +1,6 @@
 """Files in and out: replaced atomically, tensors only as safetensors, nothing ever unpickled, everything verified."""
 
+import errno
 import json
 import os
 import tempfile
@@ -29,6 +30,9 @@ def write_together(contents: Mapping[str | Path, bytes]) -> None:
     Raises OSError, with nothing left behind, if any cannot be written.
     """
     written: list[tuple[str, Path]] = []
+    for path in map(Path, contents):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, f"cannot write {path}: it is a folder; nothing was changed")
     try:
         for path, data in ((Path(path), data) for path, data in contents.items()):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -129,7 +129,7 @@ def _nucleus(logits: Float[Tensor, "B V"], top_p: float) -> Bool[Tensor, "B V"]:
     return torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before < top_p)
 
 
-def _rows(model: GPT2, prompts: Prompts) -> list[list[int]]:
+def _rows(model: GPT2, prompts: Any) -> list[list[int]]:
     if isinstance(prompts, Tensor):
         rows = prompts.view(-1, prompts.shape[-1]).tolist()
     elif isinstance(prompts, str):
@@ -139,7 +139,7 @@ def _rows(model: GPT2, prompts: Prompts) -> list[list[int]]:
     elif prompts and isinstance(prompts[0], int):
         rows = [list(prompts)]
     else:
-        rows = [list(row) for row in cast("list[list[int]]", prompts)]
+        rows = [list(row) for row in prompts]
     if not rows or not all(rows):
         raise ValueError("there is nothing to continue: a prompt is empty.")
     outside = [token for row in rows for token in row if not 0 <= token < model.config.vocab_size]

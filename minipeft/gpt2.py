@@ -43,6 +43,9 @@ class GPT2Config:
                 raise ValueError(f"GPT2Config.{name} must be a whole number of at least 1, got {value!r}.")
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd {self.n_embd} cannot be shared out among n_head {self.n_head} heads.")
+        epsilon = self.layer_norm_epsilon
+        if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not 0 < epsilon < 1:
+            raise ValueError(f"layer_norm_epsilon must be a small positive number, got {epsilon!r}.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}.")
 
@@ -153,6 +156,8 @@ class GPT2(nn.Module):
         P = 0 if prompt is None else prompt.shape[1]
         M = 0 if memory is None else memory.length
         self._check_room(M, P, T)
+        if attention_mask is not None and attention_mask.shape != tokens.shape:
+            raise ValueError(f"attention_mask is {tuple(attention_mask.shape)}, but tokens are {(B, T)}.")
 
         x = self.wte(tokens)
         real = tokens.new_ones(B, T, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
@@ -276,11 +281,11 @@ class GPT2(nn.Module):
         """N(0, 0.02), positions N(0, 0.01), projections into the residual stream scaled by 1/√(2L), biases 0."""
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
-            if name.endswith("c_proj.weight"):
-                parameter.normal_(0.0, 0.02 / math.sqrt(2 * self.config.n_layer), generator=generator)
-            elif name == "wpe.weight":
-                parameter.normal_(0.0, 0.01, generator=generator)
-            elif parameter.dim() == 2:
-                parameter.normal_(0.0, 0.02, generator=generator)
+            if parameter.dim() == 2:
+                into_residual = name.endswith("c_proj.weight")
+                std = 0.01 if name == "wpe.weight" else 0.02
+                std /= math.sqrt(2 * self.config.n_layer) if into_residual else 1.0
+                drawn = torch.empty(parameter.shape, device="cpu").normal_(0.0, std, generator=generator)
+                parameter.copy_(drawn)  # drawn on the CPU, so that a seed means the same on every device
             elif name.endswith("bias"):
                 parameter.zero_()

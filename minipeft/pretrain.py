@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +100,9 @@ def pretrain(
             return model.loss(batch, batch)
 
     def evaluate() -> dict[str, float]:
-        held_out = perplexities(model, corpus)
-        return {f"perplexity/{name}": value for name, value in held_out.items()} | {"score": -math.log(held_out["all"])}
+        measured = perplexities(model, corpus)
+        by_source = {f"perplexity/{source}": value for source, value in measured.by_source.items()}
+        return {"score": -math.log(measured.overall), "perplexity": measured.overall, **by_source}
 
     setting = {"model": asdict(config), "bfloat16": bfloat16, "tokens": len(corpus.train)}
     result = train(
@@ -115,6 +116,11 @@ def pretrain(
         label="pretrain",
     )
     model.eval().save_pretrained(out)
+    measured = {
+        "perplexity": asdict(perplexities(model, corpus)),
+        "perplexity_unigram": asdict(unigram_perplexities(corpus, config.vocab_size)),
+        "perplexity_untrained": asdict(untrained),
+    }
     report = {
         "parameters": model.num_parameters(),
         "corpus_tokens": len(corpus.train),
@@ -122,43 +128,48 @@ def pretrain(
         "steps": result.step,
         "seconds": round(result.seconds),
         "held_out_tokens": {name: len(tokens) for name, tokens in corpus.held_out.items()},
-        "perplexity": perplexities(model, corpus),
-        "perplexity_unigram": unigram_perplexities(corpus, config.vocab_size),
-        "perplexity_untrained": untrained,
+        **({} if not corpus.held_out else measured),
         "settings": asdict(settings),
     }
     write_json(Path(out) / "report.json", report)
     return model
 
 
+@dataclass(frozen=True)
+class Perplexities:
+    """exp of the mean loss over all held-out tokens, and over those of each source. NaN where nothing is held out."""
+
+    overall: float
+    by_source: dict[str, float]
+
+
 @torch.no_grad()
-def perplexities(model: GPT2, corpus: Corpus) -> dict[str, float]:
-    """exp of the mean loss on each held-out source, in windows of n_positions, and over `all` their tokens."""
+def perplexities(model: GPT2, corpus: Corpus) -> Perplexities:
+    """What `model` makes of the held-out text, in neighbouring windows of n_positions."""
     was_training = model.training
     model.eval()
-    total_loss, total_tokens, found = 0.0, 0, {}
+    losses: dict[str, float] = {}
+    counts: dict[str, int] = {}
+    stretch = model.config.n_positions * 16
     for source, tokens in corpus.held_out.items():
-        loss, count = 0.0, 0
-        for start in range(0, len(tokens) - 1, model.config.n_positions * 16):
-            block = tokens[start : start + model.config.n_positions * 16].astype(np.int64)
-            for rows in _rows(torch.from_numpy(block).to(model.device), model.config.n_positions):
+        for start in range(0, len(tokens), stretch):
+            block = torch.from_numpy(tokens[start : start + stretch].astype(np.int64)).to(model.device)
+            for rows in _rows(block, model.config.n_positions):
                 scored = rows.shape[0] * (rows.shape[1] - 1)
-                loss += float(model.loss(rows, rows)) * scored
-                count += scored
-        if count:
-            found[source] = math.exp(loss / count)
-            total_loss, total_tokens = total_loss + loss, total_tokens + count
+                losses[source] = losses.get(source, 0.0) + float(model.loss(rows, rows)) * scored
+                counts[source] = counts.get(source, 0) + scored
     model.train(was_training)
-    return {"all": math.exp(total_loss / total_tokens), **found} if total_tokens else {}
+    overall = math.exp(sum(losses.values()) / sum(counts.values())) if counts else math.nan
+    return Perplexities(overall, {source: math.exp(losses[source] / counts[source]) for source in counts})
 
 
-def unigram_perplexities(corpus: Corpus, vocab_size: int) -> dict[str, float]:
+def unigram_perplexities(corpus: Corpus, vocab_size: int) -> Perplexities:
     """What knowing only how often each token occurs in the training text gives (add-one smoothing)."""
-    counts = np.bincount(corpus.train, minlength=vocab_size) + 1.0
-    cost = -np.log(counts / counts.sum())
-    found = {source: math.exp(cost[tokens].mean()) for source, tokens in corpus.held_out.items()}
+    occurrences = np.bincount(corpus.train, minlength=vocab_size) + 1.0
+    cost = -np.log(occurrences / occurrences.sum())
+    by_source = {source: math.exp(cost[tokens].mean()) for source, tokens in corpus.held_out.items()}
     everything = np.concatenate([*corpus.held_out.values()]) if corpus.held_out else np.zeros(0, int)
-    return {"all": math.exp(cost[everything].mean()), **found} if len(everything) else {}
+    return Perplexities(math.exp(cost[everything].mean()) if len(everything) else math.nan, by_source)
 
 
 def _rows(block: Int[Tensor, "N"], length: int) -> list[Int[Tensor, "B T"]]:

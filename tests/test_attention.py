@@ -134,6 +134,17 @@ def test_a_zero_prefix_takes_its_share_of_the_softmax(attention: str) -> None:
 
 
 @each_attention
+def test_dropout_keeps_the_mean(attention: str) -> None:
+    draws = 2000
+    q, k, v = (torch.randn(1, H, 5, DH).expand(draws, -1, -1, -1) for _ in range(3))
+    found = ATTENTION[attention](q, k, v, None, 0.2)
+    exact = ATTENTION[attention](q[:1], k[:1], v[:1])[0]
+    error_of_mean = found.std(dim=0) / math.sqrt(draws)
+    assert error_of_mean.max() > 1e-3
+    assert ((found.mean(dim=0) - exact).abs() < 5 * error_of_mean + ROUNDING).all()
+
+
+@each_attention
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_a_later_token_changes_nothing_before_it(attention: str, data: st.DataObject) -> None:

@@ -94,6 +94,15 @@ def test_files_that_belong_together_are_not_half_replaced(tmp_path: Path) -> Non
     assert contents(tmp_path) == {"one": b"old", "two": b"old"}
 
 
+def test_a_folder_in_the_way_of_one_file_leaves_the_others_as_they_were(tmp_path: Path) -> None:
+    (tmp_path / "one").write_bytes(b"old")
+    (tmp_path / "two").mkdir()
+    with pytest.raises(OSError, match="two"):
+        write_together({tmp_path / "one": b"new", tmp_path / "two": b"new"})
+    assert {path.name for path in tmp_path.iterdir()} == {"one", "two"}
+    assert (tmp_path / "one").read_bytes() == b"old"
+
+
 def test_no_file_gets_its_name_before_all_are_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     fsync, replace = os.fsync, os.replace
@@ -130,7 +139,7 @@ def test_what_is_no_json_object_is_refused_by_name(data: bytes, said: str, tmp_p
 
 @pytest.mark.parametrize("read", [read_json, read_tensors])
 def test_a_missing_file_is_named(read, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="there is no file .*absent"):
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*absent"):
         read(tmp_path / "absent")
     with pytest.raises(FileNotFoundError, match="there is no file"):
         read(tmp_path)

@@ -221,6 +221,16 @@ def test_dropout_acts_in_training_only() -> None:
     assert not torch.equal(model(tokens), model(tokens))
 
 
+def test_dropout_reaches_the_attention_weights_in_training_only() -> None:
+    model = random_model(dropout=0.3)
+    attend, passed = ATTENTION["fused"], []
+    for block in model.h:
+        block.attn.attend = lambda *inputs: (passed.append(inputs[4]), attend(*inputs))[1]
+    model(random_tokens(1, 4))
+    model.train()(random_tokens(1, 4))
+    assert passed == [0.0, 0.0, 0.3, 0.3]
+
+
 @each_attention
 def test_a_bfloat16_base_takes_fp32_prompts_and_memories(attention: str) -> None:
     full = random_model(attention=attention)

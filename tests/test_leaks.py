@@ -63,13 +63,14 @@ def find_leaks(texts: Iterator[str], lines: Iterator[str]) -> list[str]:
         for start in range(len(words) - KEY_WORDS + 1):
             for wanted in by_key.get(tuple(words[start : start + KEY_WORDS]), ()):
                 if words[start : start + len(wanted)] == wanted:
-                    leaks.append(" ".join(wanted))
+                    leaks.append(" ".join(wanted))  # noqa: PERF401
     return leaks
 
 
 def test_no_development_or_test_text_is_pretrained_on(pretraining_text: Path) -> None:
     texts = held_out_texts(Path(os.environ["MINIPEFT_DATA"]))
-    lines = (line for file in sorted(pretraining_text.glob("*.txt")) for line in open(file, encoding="utf-8"))
+    files = sorted(pretraining_text.glob("*.txt"))
+    lines = (line for file in files for line in file.read_text(encoding="utf-8").splitlines())
     assert find_leaks(texts, lines) == []
 
 
