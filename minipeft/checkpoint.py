@@ -103,9 +103,7 @@ def find_model(name: str | Path) -> Path:
     if isinstance(name, str) and name in SHIPPED:
         return SHIPPED[name]
     ships = ", ".join(SHIPPED)
-    if (
-        isinstance(name, str) and name in PUBLIC
-    ):  # before folders: a folder that happens to be called gpt2 must not stand in for it
+    if isinstance(name, str) and name in PUBLIC:  # before folders: one that is called gpt2 must not stand in
         raise FileNotFoundError(
             f"the weights of {name} are not here; save them as a folder with {CONFIG_FILE} and {WEIGHTS_FILE} "
             f"and name that folder, a folder called {name} as ./{name} (models that ship: {ships})."

@@ -92,7 +92,7 @@ def tune(
     length: Annotated[Optional[int], typer.Option(help="Vectors of a soft prompt (20) or prefix (10).")] = None,  # noqa: UP045
     init: Annotated[Optional[str], typer.Option(help='random, vocab, "text:…" or, for a soft prompt, labels.')] = None,  # noqa: UP045
     reparam: Annotated[int, typer.Option(help="Width of the MLP that makes a prefix while training; 0: none.")] = 0,
-    steps: Annotated[int, typer.Option(help="Training steps.")] = 1000,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 600,
     lr: Annotated[Optional[float], typer.Option(help="Learning rate; default: the best of the method's sweep.")] = None,  # noqa: UP045
     batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 8,
     patience: Annotated[int, typer.Option(help="Stop after this many evaluations without a better one; 0: never.")] = 0,
@@ -238,9 +238,7 @@ def pretrain(
 
 @app.command()
 def inspect(
-    folder: Annotated[
-        Path, typer.Argument(help="An adapter or a checkpoint: a folder, or the name of one that ships.")
-    ],
+    folder: Annotated[Path, typer.Argument(help="An adapter or checkpoint: a folder, or one that ships.")],
     model: Model = "nano",
 ) -> None:
     """Show what is in an adapter or a checkpoint; for a soft prompt, the tokens nearest to it.

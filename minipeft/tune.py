@@ -28,7 +28,7 @@ LEARNING_RATES: Mapping[str, float] = {"soft_prompt": 0.03, "prefix": 0.01, "pre
 class TuneConfig:
     """How long and how to tune; `lr` None takes the method's own default."""
 
-    steps: int = 1000
+    steps: int = 600
     batch_size: int = 8
     lr: float | None = None
     warmup: float = 0.05

@@ -1,0 +1,548 @@
+"""The command line: what it does on a tiny model, and the one sentence that every mistake ends in."""
+
+import errno
+import json
+import os
+import random
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer.main
+from safetensors.torch import load_file, save_file
+
+import minipeft.tune
+from minipeft import cli
+from minipeft.files import json_bytes, read_json
+from minipeft.generate import Sampling
+from minipeft.gpt2 import GPT2, GPT2Config
+from minipeft.methods import SoftPrompt
+from minipeft.pretrain import CONFIGS
+from minipeft.train import METRICS_FILE, STATE_FILE
+from minipeft.tuned import CONFIG_FILE, WEIGHTS_FILE, attach, load
+from tests.models import random_model
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+
+# Every command below may be followed by other options: of two that are equal, the last counts.
+COLUMNS = "--input text --target label"
+MODEL = "--model {inputs}/model --device cpu"
+TUNE_NOTHING = f"tune soft_prompt {MODEL} --length 4 --steps 5 --batch-size 2 --out {{out}}"
+TUNE = f"{TUNE_NOTHING} --data {{inputs}}/reviews.tsv {COLUMNS}"
+GENERATE = f"generate 'The end' {MODEL} --max-new-tokens 5"
+EVAL_NOTHING = f"eval {MODEL} --data {{inputs}}/reviews.tsv {COLUMNS}"
+EVAL = f"{EVAL_NOTHING} --adapter {{inputs}}/adapter"
+PRETRAIN = "pretrain --data {inputs}/texts.txt --config tiny --steps 5 --batch-size 2 --device cpu --out {out}"
+INSPECT = "inspect {inputs}/adapter --model {inputs}/model"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a person sees of a command, and the folder it was to write."""
+
+    code: int
+    out: str
+    err: str
+    folder: Path
+
+    def files(self) -> dict[str, bytes]:
+        """Everything in the folder."""
+        return {path.name: path.read_bytes() for path in self.folder.rglob("*") if path.is_file()}
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models, adapters and data, most of them with something wrong."""
+    folder = tmp_path_factory.mktemp("inputs")
+    model = random_model(vocab_size=512, n_positions=64)
+    wide = random_model(vocab_size=512, n_positions=64, n_embd=48)
+    attach(model, SoftPrompt(length=4)).save(folder / "adapter")
+    attach(wide, SoftPrompt(length=4)).save(folder / "wide_adapter")
+    for name in ("model", "truncated", "junk", "nan", "lacking", "no_json", "other_kind"):
+        model.save_pretrained(folder / name)
+    weights = {name: folder / name / "model.safetensors" for name in ("truncated", "junk", "nan", "lacking")}
+    weights["truncated"].write_bytes(weights["truncated"].read_bytes()[:-100])
+    weights["junk"].write_bytes(b"\x89PNG" * 1000)
+    tensors = load_file(weights["nan"])
+    tensors["transformer.wpe.weight"][3, 3] = torch.nan
+    save_file(tensors, weights["nan"])
+    del tensors["transformer.wpe.weight"]
+    save_file(tensors, weights["lacking"])
+    (folder / "no_json" / "config.json").write_text("{")
+    config = read_json(folder / "model" / "config.json")
+    (folder / "other_kind" / "config.json").write_bytes(json_bytes({**config, "model_type": "llama"}))
+    attach(model, SoftPrompt(length=4)).save(folder / "odd_adapter")
+    (folder / "odd_adapter" / CONFIG_FILE).write_text('{"peft_type": "POLY"}')
+    (folder / "nothing").mkdir()
+
+    draw = random.Random(0)
+    rows = [f"{n} the {draw.choice(['best', 'worst'])} of it\t{draw.choice(['good', 'bad'])}\n" for n in range(40)]
+    (folder / "reviews.tsv").write_text("text\tlabel\n" + "".join(rows))
+    (folder / "once.tsv").write_text("text\tlabel\n" + "".join(rows) + "so it is\tbetter\n")
+    (folder / "long.tsv").write_text("text\tlabel\n" + "".join(rows) + "the end " * 60 + "\tgood\n")
+    (folder / "latin1.tsv").write_bytes(b"text\tlabel\n" + "café\tgood\n".encode("latin-1"))
+    (folder / "empty.tsv").write_bytes(b"")
+    (folder / "header.tsv").write_text("text\tlabel\n")
+    (folder / "texts.txt").write_text("".join(f"Line {n} tells of {n * n} ships.\n" for n in range(200)))
+    (folder / "short.txt").write_text("Too short.\n")
+    return folder
+
+
+@pytest.fixture
+def run(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Run]:
+    """`minipeft` with these options, within this process; {inputs} and {out} stand for folders."""
+    monkeypatch.setitem(CONFIGS, "tiny", GPT2Config(n_layer=2, n_head=2, n_embd=32, n_positions=64, vocab_size=512))
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def call(*options: str) -> Outcome:
+        words = [word.format(inputs=inputs, out=tmp_path / "out") for word in shlex.split(" ".join(options))]
+        monkeypatch.setattr(sys, "argv", ["minipeft", *words])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        shown = capsys.readouterr()
+        return Outcome(int(ended.value.code or 0), shown.out, shown.err, tmp_path / "out")
+
+    yield call
+
+
+def assert_refused(outcome: Outcome, sentence: str) -> None:
+    """Exit code 2 and one line that says what is wrong."""
+    assert outcome.code == 2, outcome
+    assert outcome.out == ""
+    assert outcome.err.startswith("minipeft: ")
+    assert outcome.err.count("\n") == 1, outcome.err
+    assert outcome.err.endswith("\n")
+    assert "Traceback" not in outcome.err
+    assert sentence in outcome.err
+
+
+def assert_done(outcome: Outcome) -> Outcome:
+    assert (outcome.code, outcome.err) == (0, ""), outcome
+    return outcome
+
+
+# --- mistakes
+
+DATA_MISTAKES = {
+    "empty": ("--data {inputs}/empty.tsv", "empty.tsv is empty."),
+    "header alone": ("--data {inputs}/header.tsv", "header.tsv has a header but no rows."),
+    "missing": ("--data {inputs}/nowhere.tsv", "there is no file"),
+    "a folder": ("--data {inputs}/model", "there is no file"),
+    "wrong input column": ("--input words", "has no column 'words'; it has 'text', 'label'."),
+    "wrong target column": ("--target team", "has no column 'team'; it has 'text', 'label'."),
+    "not utf-8": ("--data {inputs}/latin1.tsv", "latin1.tsv is not UTF-8 (byte 14 is 0xe9)"),
+    "a label once": ("--data {inputs}/once.tsv", "the label 'better' occurs once"),
+    "unknown kind": ("--kind numbers", "kind is 'numbers'; it can be auto, labels or text."),
+    "text too long": ("--data {inputs}/long.tsv", "line 42 of"),
+    "unknown ending": ("--data {inputs}/model/config.json", "config.json ends in .json; data files end in"),
+    "data and task": ("--task movie", "say what to learn: --task NAME (that ships) or --data FILE (your own)."),
+}
+
+MODEL_MISTAKES = {
+    "unknown model": ("--model gpt5", "gpt5 is neither a folder nor a model that ships"),
+    "model not here": ("--model gpt2-xl", "the weights of gpt2-xl are not here"),
+    "no files": ("--model {inputs}/nothing", "there is no file"),
+    "truncated model": ("--model {inputs}/truncated", "truncated/model.safetensors is no whole safetensors file"),
+    "junk for a model": ("--model {inputs}/junk", "junk/model.safetensors is no whole safetensors file"),
+    "NaN in a model": ("--model {inputs}/nan", "key wpe.weight holds NaN or infinity"),
+    "key missing": ("--model {inputs}/lacking", "lacks key wpe.weight"),
+    "config no JSON": ("--model {inputs}/no_json", "config.json is not JSON"),
+    "another kind of model": ("--model {inputs}/other_kind", "model_type is 'llama'"),
+}
+
+DEVICE_MISTAKES = {
+    "unknown device": ("--device abacus", "device is 'abacus'; here it can be auto, cpu"),
+    "odd device": ("--device cpu:x", "cpu:x"),
+}
+
+ADAPTER_MISTAKES = {
+    "unknown adapter": ("--adapter nowhere", "nowhere is neither a folder nor an adapter that ships"),
+    "wrong width": ("--adapter {inputs}/wide_adapter", "was made for another model: its token_dim is 48"),
+    "no adapter": ("--adapter {inputs}/nothing", "there is no file"),
+    "unknown kind of adapter": ("--adapter {inputs}/odd_adapter", "peft_type is 'POLY'; minipeft reads"),
+}
+
+TUNE_MISTAKES = {
+    "length without room": ("--length 64", "length 64 leaves no room for text: this model has 64 positions in all."),
+    "length far beyond": ("--length 1000", "length 1000 leaves no room for text"),
+    "length and text without room": ("--length 55", "positions with its target, but the model and method leave 9"),
+    "length zero": ("--length 0", "length is 0; it must be a whole number of at least 1."),
+    "unknown start": ("--init zeros", "init is 'zeros'; it can be"),
+    "option of another method": ("--reparam 8", "soft_prompt has no --reparam."),
+    "learning rate below zero": ("--lr -1", "the learning rate must be a positive number, got -1.0."),
+    "learning rate no number": ("--lr nan", "the learning rate must be a positive number, got nan."),
+    "no steps": ("--steps 0", "steps and batch size must be at least 1, got 0 and 2."),
+    "no batch": ("--batch-size 0", "steps and batch size must be at least 1, got 5 and 0."),
+    "seed below zero": ("--seed -1", "seed"),
+    "seed too large": ("--seed 99999999999999999999", "seed"),
+    "patience below zero": ("--patience -1", "patience"),
+    "nothing to resume": ("--resume", "there is no interrupted run in"),
+    "out below a file": ("--out {inputs}/reviews.tsv/sub", "reviews.tsv/sub: Not a directory"),
+}
+
+OTHER_MISTAKES = {
+    "unknown method": ("tune adapters --task movie --out {out}", "there is no method 'adapters'; there are"),
+    "nothing to train": (TUNE.replace("soft_prompt", "hard_prompt").replace("--length 4", ""), "nothing to train"),
+    "unknown task": (f"{TUNE_NOTHING} --task films", "there is no task 'films'; there are movie, product"),
+    "neither data nor task": (TUNE_NOTHING, "say what to learn: --task NAME (that ships) or --data FILE (your own)."),
+    "no target column": (f"{TUNE_NOTHING} --data {{inputs}}/reviews.tsv", "say which column of"),
+    "text too short": (f"{TUNE_NOTHING} --data {{inputs}}/short.txt", "short.txt: no text falls into the"),
+    "unknown kind for a text file": (f"{TUNE_NOTHING} --data {{inputs}}/texts.txt --kind numbers", "kind is 'numbers'"),
+    "unknown split": (f"{EVAL} --split valid", "split is 'valid'; it can be train, dev or test."),
+    "nothing to measure": (EVAL_NOTHING, "say what to measure: --adapter DIR, or a hard prompt by --template"),
+    "two to measure": (f"{EVAL} --template '{{{{text}}}}'", "say what to measure: --adapter DIR, or a hard prompt"),
+    "template without slot": (f"{EVAL_NOTHING} --template 'It was'", "must contain {text} exactly once."),
+    "template with two": (
+        f"{EVAL_NOTHING} --template '{{{{text}}}} {{{{text}}}}'",
+        "must contain {text} exactly once.",
+    ),
+    "temperature below zero": (f"{GENERATE} --temperature -1", "temperature must be a number of at least 0, got -1.0."),
+    "temperature no number": (f"{GENERATE} --temperature nan", "temperature must be a number of at least 0, got nan."),
+    "top k below zero": (f"{GENERATE} --top-k -1", "top_k must be at least 1, got -1."),
+    "top p zero": (f"{GENERATE} --top-p 0", "top_p must be above 0 and at most 1, got 0.0."),
+    "no tokens": (f"{GENERATE} --max-new-tokens 0", "max_new_tokens must be at least 1, got 0."),
+    "too many tokens": (f"{GENERATE} --max-new-tokens 64", "do not fit into this model's 64"),
+    "no text": (GENERATE.replace("'The end'", "''"), "there is nothing to continue: a prompt is empty."),
+    "seed of a text too large": (f"{GENERATE} --seed 99999999999999999999", "seed"),
+    "unknown config": (f"{PRETRAIN} --config micro", "config is 'micro'; it can be nano, gpt2"),
+    "texts missing": (PRETRAIN.replace("texts.txt", "nowhere.txt"), "there is no file"),
+    "texts empty": (PRETRAIN.replace("texts.txt", "empty.tsv"), "empty.tsv is empty."),
+    "texts not utf-8": (PRETRAIN.replace("texts.txt", "latin1.tsv"), "latin1.tsv is not UTF-8"),
+    "folder without texts": (PRETRAIN.replace("texts.txt", "nothing"), "there are no .txt files in"),
+    "texts too short": (PRETRAIN.replace("texts.txt", "short.txt"), "are too few for a batch of 2 × 64"),
+    "pretraining without steps": (f"{PRETRAIN} --steps 0", "steps and batch size must be at least 1"),
+    "pretraining with a wrong rate": (f"{PRETRAIN} --lr 0", "the learning rate must be a positive number"),
+    "pretraining with a seed below zero": (f"{PRETRAIN} --seed -1", "seed"),
+    "no pretraining to resume": (f"{PRETRAIN} --resume", "there is no interrupted run in"),
+    "pretraining below a file": (f"{PRETRAIN} --out {{inputs}}/reviews.tsv/sub", "reviews.tsv/sub: Not a directory"),
+    "inspecting nothing": ("inspect {inputs}/nothing", "there is no file"),
+    "inspecting nowhere": ("inspect nowhere", "nowhere is neither a folder nor"),
+    "inspecting a wrong width": (f"{INSPECT.replace('adapter', 'wide_adapter')}", "was made for another model"),
+    "inspecting junk": ("inspect {inputs}/junk", "junk/model.safetensors is no whole safetensors file"),
+}
+
+GROUPS = {
+    TUNE: DATA_MISTAKES | MODEL_MISTAKES | DEVICE_MISTAKES | TUNE_MISTAKES,
+    EVAL: DATA_MISTAKES | MODEL_MISTAKES | ADAPTER_MISTAKES,
+    GENERATE: MODEL_MISTAKES | DEVICE_MISTAKES | ADAPTER_MISTAKES,
+    PRETRAIN: DEVICE_MISTAKES,
+}
+MISTAKES = [
+    pytest.param(f"{command} {options}", sentence, id=f"{command.split()[0]}: {what}")
+    for command, mistakes in GROUPS.items()
+    for what, (options, sentence) in mistakes.items()
+    if not (command == EVAL and what == "text too long")  # that text is in another split
+]
+MISTAKES += [pytest.param(options, sentence, id=what) for what, (options, sentence) in OTHER_MISTAKES.items()]
+
+
+@pytest.mark.parametrize(("options", "sentence"), MISTAKES)
+def test_a_mistake_ends_in_one_sentence_and_leaves_nothing(options: str, sentence: str, run: Run) -> None:
+    outcome = run(options)
+    assert_refused(outcome, sentence)
+    assert outcome.files() == {}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [f"{TUNE} --lr much", f"{TUNE} --steps 1.5", f"{TUNE} --dtype int8", f"{TUNE} --colour", "tune prefix", "fly"],
+)
+def test_an_option_that_cannot_be_read_is_refused_with_the_usage(options: str, run: Run) -> None:
+    outcome = run(options)
+    assert (outcome.code, outcome.out, outcome.files()) == (2, "", {})
+    assert outcome.err.startswith("Usage: minipeft")
+    assert "Traceback" not in outcome.err
+
+
+def test_a_text_that_is_too_long_can_be_cut(run: Run) -> None:
+    assert_refused(run(TUNE, "--data {inputs}/long.tsv"), "cut long texts with --truncate.")
+    assert_done(run(TUNE, "--data {inputs}/long.tsv --truncate"))
+
+
+@pytest.mark.parametrize("command", [TUNE, PRETRAIN], ids=["tune", "pretrain"])
+def test_a_run_is_not_overwritten_unasked(command: str, run: Run) -> None:
+    before = assert_done(run(command)).files()
+    outcome = run(command, "--seed 1")
+    assert_refused(outcome, "already holds a run; go on with --resume, or start anew with --overwrite.")
+    assert outcome.files() == before
+    assert_done(run(command, "--resume"))
+    after = assert_done(run(command, "--seed 1 --overwrite")).files()
+    weights = WEIGHTS_FILE if command == TUNE else "model.safetensors"
+    assert after[weights] != before[weights]
+
+
+def test_resuming_with_another_setting_shows_the_difference(run: Run) -> None:
+    before = assert_done(run(TUNE)).files()
+    outcome = run(TUNE, "--resume --lr 0.5 --length 5")
+    assert_refused(outcome, "belongs to a run with another setting (length was 4, is 5; lr was 0.03, is 0.5)")
+    assert outcome.files() == before
+
+
+def test_a_damaged_state_is_refused(run: Run) -> None:
+    state = assert_done(run(TUNE)).folder / STATE_FILE
+    state.write_bytes(state.read_bytes()[:-9])
+    assert_refused(run(TUNE, "--resume"), f"{STATE_FILE} is no whole safetensors file")
+
+
+# --- disks and interrupts
+
+
+def finished_files(outcome: Outcome) -> set[str]:
+    """What a run leaves, but for the log that grows with it."""
+    return set(outcome.files()) - {METRICS_FILE}
+
+
+@pytest.mark.parametrize("command", [TUNE, PRETRAIN], ids=["tune", "pretrain"])
+def test_a_full_disk_ends_in_one_sentence_and_leaves_no_part_of_a_file(
+    command: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    outcome = run(command)
+    assert_refused(outcome, f"{STATE_FILE}: No space left on device; nothing was changed")
+    assert finished_files(outcome) == set()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB at {out}."""
+    disk = tmp_path / "out"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    try:
+        mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("this system has no mount command")
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_disk_that_is_really_full_ends_in_one_sentence(small_disk: Path, run: Run) -> None:
+    outcome = run(TUNE.replace("soft_prompt", "full").replace("--length 4", ""))
+    assert outcome.folder == small_disk
+    assert_refused(outcome, "No space left on device; nothing was changed")
+    assert finished_files(outcome) == set()
+
+
+def test_a_promise_to_resume_is_kept(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C before the first step, while the texts are tokenised."""
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(minipeft.tune, "encoder_for", interrupted)
+        outcome = run(TUNE)
+    assert (outcome.code, outcome.out) == (130, "")
+    assert "Traceback" not in outcome.err
+    if "--resume goes on" in outcome.err:
+        assert_done(run(TUNE, "--resume"))
+
+
+@pytest.mark.parametrize("rate", [10.0, 1e4, 1e30])
+def test_an_absurd_learning_rate_is_no_crash(rate: float, run: Run) -> None:
+    outcome = run(PRETRAIN, f"--lr {rate} --steps 30")
+    if outcome.code:
+        assert_refused(outcome, "lower the learning rate")
+        assert not set(outcome.files()) & {"config.json", "model.safetensors", "report.json"}
+    else:
+        assert GPT2.from_pretrained(outcome.folder)
+
+
+# --- what it does
+
+
+def test_generate_continues_the_text(run: Run, inputs: Path) -> None:
+    written = assert_done(run(GENERATE, "--seed 3")).out
+    sampling = Sampling(max_new_tokens=5, temperature=0.8, top_k=50, seed=3)
+    assert written == minipeft.generate(GPT2.from_pretrained(inputs / "model"), "The end", sampling) + "\n"
+    assert run(GENERATE, "--seed 4").out != written
+
+
+def test_generate_takes_an_adapter(run: Run, inputs: Path) -> None:
+    written = assert_done(run(GENERATE, "--temperature 0 --adapter {inputs}/adapter")).out
+    tuned = load(inputs / "adapter", GPT2.from_pretrained(inputs / "model"))
+    assert written == tuned.generate("The end", max_new_tokens=5) + "\n"
+    assert written != run(GENERATE, "--temperature 0").out
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "trained"),
+    [
+        ("soft_prompt", "--length 4", 4 * 32),
+        ("soft_prompt", "--length 4 --init labels", 4 * 32),
+        ("prefix", "--length 3", 3 * 2 * 2 * 32),
+        ("prefix", "--length 3 --init 'text:the end'", 3 * 2 * 2 * 32),
+        ("prefix", "--length 3 --reparam 8", 3 * 32 + 33 * 8 + 9 * 2 * 2 * 32),
+        ("full", "--lr 1e-3 --dtype bfloat16", 12 * 2 * 32**2 + 13 * 2 * 32 + (512 + 64) * 32 + 2 * 32),
+    ],
+)
+def test_a_tuned_method_can_be_measured_inspected_and_used(
+    method: str, options: str, trained: int, run: Run, inputs: Path
+) -> None:
+    start = TUNE.replace("soft_prompt", method).replace("--length 4", "")
+    tuned = assert_done(run(start, options))
+    assert tuned.out.startswith(f"{trained:,} trained numbers, best at step 5 of 5, dev score ")
+    assert set(tuned.files()) == {CONFIG_FILE, WEIGHTS_FILE, STATE_FILE, METRICS_FILE, "report.json"}
+    report = read_json(tuned.folder / "report.json")
+    assert (report["method"]["name"], report["trainable"], report["steps"]) == (method, trained, 5)
+
+    dtype = torch.bfloat16 if "bfloat16" in options else torch.float32
+    assert load(tuned.folder, GPT2.from_pretrained(inputs / "model", dtype=dtype)).method.name == method
+    measured = assert_done(run(EVAL, "--adapter {out} --split dev")).out
+    assert f"{report['dev_accuracy']:.1%} ±" in measured
+    if dtype is torch.float32:  # eval reads the base in fp32
+        assert f"{report['dev_loss']:.3f}" in measured
+    assert (
+        str(tuple(load_file(tuned.folder / WEIGHTS_FILE).popitem()[1].shape))
+        in assert_done(run("inspect {out} --model {inputs}/model")).out
+    )
+    assert assert_done(run(GENERATE, "--adapter {out}")).out.startswith("The end")
+
+
+@pytest.mark.parametrize(
+    ("data", "options"), [("reviews.tsv", "--target label"), ("reviews.tsv", "--target text"), ("texts.txt", "")]
+)
+def test_free_text_is_tuned_and_measured(data: str, options: str, run: Run) -> None:
+    data = f"--data {{inputs}}/{data} {options} --truncate"
+    tuned = assert_done(run(TUNE_NOTHING, data))
+    report = read_json(tuned.folder / "report.json")
+    assert report["dev_accuracy"] is None
+    measured = assert_done(run("eval", MODEL, data, "--split dev --adapter {out}")).out
+    assert f"{report['dev_loss']:.3f}" in measured
+    assert "accuracy" not in measured
+
+
+def test_patience_stops_a_run(run: Run) -> None:
+    tuned = assert_done(run(TUNE, "--steps 2000 --lr 1e-9 --patience 1"))
+    assert "best at step 100 of 200," in tuned.out
+
+
+def test_the_same_seed_tunes_the_same_adapter(run: Run) -> None:
+    first, again, other = (
+        assert_done(run(TUNE, f"--overwrite --seed {seed}")).files()[WEIGHTS_FILE] for seed in (1, 1, 2)
+    )
+    assert first == again != other
+
+
+def test_a_template_is_measured_beside_the_majority(run: Run) -> None:
+    measured = assert_done(run(EVAL_NOTHING, "--template '{{text}} It was' --split train")).out
+    assert "reviews, train:" in measured
+    assert "majority class" in measured
+    assert "hard_prompt" in measured
+
+
+def test_inspect_shows_the_tokens_next_to_a_soft_prompt(run: Run, inputs: Path) -> None:
+    shown = assert_done(run(INSPECT)).out
+    assert "(PROMPT_TUNING), 128 numbers" in shown
+    assert "nearest tokens" in shown
+    assert shown.count(" 1.00 ") >= 4  # an untrained prompt is made of tokens
+
+
+def test_inspect_counts_the_parameters_of_a_checkpoint(run: Run, inputs: Path) -> None:
+    shown = assert_done(run("inspect {inputs}/model")).out
+    assert "2 layers, 2 heads, 32 wide, 64 positions" in shown
+    counts = [int(number.replace(",", "")) for number in re.findall(r"([\d,]+) [│┃|]\n", shown)]
+    assert (
+        counts[-1]
+        == sum(counts[:-1])
+        == sum(t.numel() for t in load_file(inputs / "model" / "model.safetensors").values())
+    )
+
+
+def test_a_pretrained_model_can_be_used(run: Run) -> None:
+    pretrained = assert_done(run(PRETRAIN))
+    weights = {"config.json", "model.safetensors"}
+    assert set(pretrained.files()) == {*weights, STATE_FILE, METRICS_FILE, "report.json"}
+    model = GPT2.from_pretrained(pretrained.folder)
+    assert f"{model.num_parameters():,} parameters;" in pretrained.out
+    assert assert_done(run(GENERATE, "--model {out}")).out.startswith("The end")
+    assert_done(run("inspect {out}"))
+
+
+def test_pretraining_reads_every_text_file_of_a_folder(run: Run, inputs: Path) -> None:
+    pretrained = assert_done(run(PRETRAIN.replace("/texts.txt", "")))
+    one = assert_done(run(PRETRAIN, "--overwrite --data {inputs}/short.txt"))
+    tokens = [json.loads(outcome.files()["report.json"])["corpus_tokens"] for outcome in (pretrained, one)]
+    assert tokens[0] == tokens[1] > 1000
+
+
+@pytest.mark.parametrize("command", [TUNE, PRETRAIN], ids=["tune", "pretrain"])
+def test_a_report_is_strict_json(command: str, run: Run) -> None:
+    """NaN is no JSON: JavaScript, jq and most other readers refuse the whole file."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"the report holds {constant}")
+
+    outcome = assert_done(run(command))
+    for name in ("report.json", METRICS_FILE):
+        for line in [outcome.files()[name]] if name == "report.json" else outcome.files()[name].splitlines():
+            json.loads(line, parse_constant=refuse)
+
+
+# --- help
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_has_an_example(name: str, run: Run) -> None:
+    shown = assert_done(run(name, "--help")).out
+    assert re.search(rf"Examples?:\s+minipeft {name} ", shown)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_examples_in_the_help_can_be_read(name: str) -> None:
+    examples = re.findall(r"`minipeft (.+?)`", COMMANDS[name].help)
+    assert examples
+    for example in examples:
+        command, *options = shlex.split(example)
+        assert command == name
+        with COMMANDS[name].make_context("minipeft", options):
+            pass
+
+
+def test_without_a_command_the_help_is_shown(run: Run) -> None:
+    shown = run("").out
+    assert all(name in shown for name in COMMANDS)
+
+
+# --- as a person runs it
+
+
+def in_a_process(*options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "minipeft.cli", *map(str, options)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_process_writes_what_python_does(inputs: Path, run: Run) -> None:
+    done = in_a_process("generate", "The end", "--model", inputs / "model", "--device", "cpu", "--max-new-tokens", 5)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == run(GENERATE).out
+
+
+def test_a_process_ends_a_mistake_with_code_2_and_one_sentence(inputs: Path) -> None:
+    done = in_a_process("generate", "The end", "--model", inputs / "junk", "--device", "cpu")
+    assert_refused(Outcome(done.returncode, done.stdout, done.stderr, inputs), "is no whole safetensors file")
