@@ -95,6 +95,7 @@ def tune(
     steps: Annotated[int, typer.Option(help="Training steps.")] = 600,
     lr: Annotated[Optional[float], typer.Option(help="Learning rate; default: the best of the method's sweep.")] = None,  # noqa: UP045
     batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 8,
+    eval_every: Annotated[int, typer.Option(help="Steps between evaluations on the dev split.")] = 100,
     patience: Annotated[int, typer.Option(help="Stop after this many evaluations without a better one; 0: never.")] = 0,
     dtype: Annotated[Dtype, typer.Option(help="Type of the frozen base.")] = Dtype.float32,
     device: Device = "auto",
@@ -120,7 +121,7 @@ def tune(
     what = _task(task, data, input_column, target, kind)
     _check_out(out, resume, overwrite)
     base = _load_model(model, device, dtype.value)
-    config = TuneConfig(steps, batch_size, lr, patience=patience, seed=seed, truncate=truncate)
+    config = TuneConfig(steps, batch_size, lr, eval_every=eval_every, patience=patience, seed=seed, truncate=truncate)
     try:
         tuned, result = run(base, chosen, what, config, out, resume=resume)
     except KeyboardInterrupt:
@@ -297,7 +298,7 @@ def find_adapter(name: str) -> Path:
         return Path(name)
     if name and shipped.is_dir() and shipped.parent == SHIPPED_ADAPTERS:
         return shipped
-    ships = ", ".join(sorted(folder.name for folder in SHIPPED_ADAPTERS.iterdir() if folder.is_dir()))
+    ships = ", ".join(sorted(path.parent.name for path in SHIPPED_ADAPTERS.glob("*/adapter_config.json")))
     raise FileNotFoundError(f"{name} is neither a folder nor an adapter that ships ({ships}).")
 
 
@@ -343,6 +344,8 @@ def _check_out(out: Path, resume: bool, overwrite: bool) -> None:
     """Refuse to write over a finished or interrupted run that nobody asked to replace, or to where nothing can be."""
     from minipeft.train import STATE_FILE
 
+    if resume and overwrite:
+        raise ValueError("--resume goes on with a run and --overwrite forgets it; give one of them.")
     if (out / STATE_FILE).exists() and not (resume or overwrite):
         raise ValueError(f"{out} already holds a run; go on with --resume, or start anew with --overwrite.")
     if resume and not (out / STATE_FILE).exists():
@@ -351,7 +354,11 @@ def _check_out(out: Path, resume: bool, overwrite: bool) -> None:
 
 
 def _stopped(out: Path) -> NoReturn:
-    print(f"minipeft: stopped; nothing is lost. The same command with --resume goes on from {out}.", file=sys.stderr)
+    from minipeft.train import STATE_FILE
+
+    saved = f"nothing is lost. The same command with --resume goes on from {out}."
+    message = saved if (out / STATE_FILE).exists() else "training had not begun."
+    print(f"minipeft: stopped; {message}", file=sys.stderr)
     sys.exit(130)
 
 

@@ -1,6 +1,7 @@
 """Files in and out: replaced atomically, tensors only as safetensors, nothing ever unpickled, everything verified."""
 
 import errno
+import hashlib
 import json
 import os
 import tempfile
@@ -110,6 +111,16 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(
             f"{path} is no whole safetensors file ({error}); was a copy or download cut short?"
         ) from None
+
+
+def fingerprint(*arrays: Any) -> str:
+    """A short hash of NumPy arrays or tensors, to tell whether two are the same."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        tensor = torch.as_tensor(array).detach().cpu().contiguous()
+        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+    return digest.hexdigest()[:16]
 
 
 def check_tensor(path: Path, name: str, tensor: Tensor, shape: tuple[int, ...], hint: str = "") -> None:

@@ -34,8 +34,15 @@ class Sampling:
             raise ValueError(f"temperature must be a number of at least 0, got {self.temperature}.")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {self.top_k}.")
+        check_seed(self.seed)
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}.")
+
+
+def check_seed(seed: int) -> None:
+    """Raise ValueError unless random numbers can start from `seed`."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be a whole number from 0 to {2**32 - 1}, got {seed}.")
 
 
 def generate(

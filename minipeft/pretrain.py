@@ -13,7 +13,7 @@ from torch import Tensor
 
 from minipeft.batches import ShuffledStream
 from minipeft.corpus import Corpus, CorpusError, build_corpus
-from minipeft.files import write_json
+from minipeft.files import fingerprint, write_json
 from minipeft.gpt2 import GPT2, GPT2Config
 from minipeft.tokenizer import Tokenizer
 from minipeft.train import TrainConfig, train
@@ -40,11 +40,11 @@ def choose_device(device: str) -> torch.device:
     """The device of that name; "auto" is the fastest there is. Raises ValueError if this machine does not have it."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(device.split(":")[0], False):
-        raise ValueError(
-            f"device is {device!r}; here it can be auto, {', '.join(name for name in there if there[name])}."
-        )
+    there = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    there += ["cuda"] if torch.cuda.is_available() else []
+    there += ["mps"] if torch.backends.mps.is_available() else []
+    if device not in there:
+        raise ValueError(f"device is {device!r}; here it can be auto, {', '.join(there)}.")
     return torch.device(device)
 
 
@@ -104,7 +104,7 @@ def pretrain(
         by_source = {f"perplexity/{source}": value for source, value in measured.by_source.items()}
         return {"score": -math.log(measured.overall), "perplexity": measured.overall, **by_source}
 
-    setting = {"model": asdict(config), "bfloat16": bfloat16, "tokens": len(corpus.train)}
+    setting = {"model": asdict(config), "bfloat16": bfloat16, "tokens": fingerprint(corpus.train)}
     result = train(
         dict(model.named_parameters()),
         loss_at,
@@ -159,8 +159,8 @@ def perplexities(model: GPT2, corpus: Corpus) -> Perplexities:
                 losses[source] = losses.get(source, 0.0) + float(model.loss(rows, rows)) * scored
                 counts[source] = counts.get(source, 0) + scored
     model.train(was_training)
-    overall = math.exp(sum(losses.values()) / sum(counts.values())) if counts else math.nan
-    return Perplexities(overall, {source: math.exp(losses[source] / counts[source]) for source in counts})
+    overall = _exp(sum(losses.values()) / sum(counts.values())) if counts else math.nan
+    return Perplexities(overall, {source: _exp(losses[source] / counts[source]) for source in counts})
 
 
 def unigram_perplexities(corpus: Corpus, vocab_size: int) -> Perplexities:
@@ -170,6 +170,11 @@ def unigram_perplexities(corpus: Corpus, vocab_size: int) -> Perplexities:
     by_source = {source: math.exp(cost[tokens].mean()) for source, tokens in corpus.held_out.items()}
     everything = np.concatenate([*corpus.held_out.values()]) if corpus.held_out else np.zeros(0, int)
     return Perplexities(math.exp(cost[everything].mean()) if len(everything) else math.nan, by_source)
+
+
+def _exp(loss: float) -> float:
+    """e to the loss, infinite where Python's own would refuse."""
+    return math.exp(loss) if loss < 700 else math.inf
 
 
 def _rows(block: Int[Tensor, "N"], length: int) -> list[Int[Tensor, "B T"]]:

@@ -2,20 +2,27 @@
 
 import json
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import FrameType
 
 import torch
 from torch import Tensor, nn
 
-from minipeft.files import CheckpointError, read_tensors, save_tensors
+from minipeft.files import CheckpointError, check_keys, check_tensor, read_tensors, save_tensors
+from minipeft.generate import check_seed
 from minipeft.kernels.allocator import keep_freed_memory
 from minipeft.progress import progress_bar
 
 STATE_FILE = "training_state.safetensors"
 METRICS_FILE = "metrics.jsonl"
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW remembers of a parameter."""
 
 Evaluation = Callable[[], Mapping[str, float]]
 """Measures the model as it is; `score` decides which step was best, and higher is better."""
@@ -41,12 +48,18 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 1:
-            raise ValueError(f"steps and batch size must be at least 1, got {self.steps} and {self.batch_size}.")
+        for name, least in (("steps", 1), ("batch_size", 1), ("eval_every", 0), ("patience", 0), ("clip", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise ValueError(f"the learning rate must be a positive number, got {self.lr}.")
+        if not (0 <= self.warmup <= 1 and 0 <= self.final_lr <= 1):
+            raise ValueError(f"warmup and final_lr are shares from 0 to 1, got {self.warmup} and {self.final_lr}.")
+        if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
+            raise ValueError(f"weight_decay must be a number of at least 0, got {self.weight_decay}.")
         if self.schedule not in ("linear", "cosine"):
             raise ValueError(f"schedule is {self.schedule!r}; it can be 'linear' or 'cosine'.")
+        check_seed(self.seed)
 
     def lr_at(self, step: int) -> float:
         """The learning rate of step 0, 1, …: up linearly while warming up, then down to `final_lr` of it."""
@@ -63,6 +76,8 @@ class TrainResult:
     """What training came to; `best_score` belongs to the tensors that were kept."""
 
     step: int = 0
+    logged: int = 0
+    """The last step whose row, with its evaluation, is written; an interrupted evaluation is made up for."""
     best_step: int = 0
     best_score: float = -math.inf
     bad_evaluations: int = 0
@@ -72,7 +87,7 @@ class TrainResult:
 
 
 class TrainingDiverged(ValueError):
-    """The loss became NaN or infinite."""
+    """The loss or its gradient became NaN or infinite."""
 
 
 def train(
@@ -92,18 +107,20 @@ def train(
     run that was killed and resumed ends bit-identical to one that was not. `setting` is everything else that shapes
     the run; resuming with another setting is refused. Writes `training_state.safetensors` and `metrics.jsonl`.
 
-    Raises TrainingDiverged on a loss that is no number, CheckpointError if the state in `out` cannot be resumed, and
-    passes on KeyboardInterrupt after saving.
+    Ctrl-C is held until the step in progress is whole; then the state is saved and KeyboardInterrupt goes on.
+    Raises TrainingDiverged on a loss or gradient that is no number, CheckpointError if the state in `out` cannot be
+    resumed.
     """
     run = _Run(parameters, config, Path(out), json.loads(json.dumps({**asdict(config), **(setting or {})})))
-    if resume and (run.out / STATE_FILE).exists():
+    if resume and run.state_path.exists():
         run.restore()
     else:
         run.start_anew()
     keep_freed_memory()
     random_state = torch.get_rng_state()
     try:
-        _loop(run, loss_at, evaluate, label)
+        with _held_interrupts() as interrupted:
+            _loop(run, loss_at, evaluate, label, interrupted)
     except KeyboardInterrupt:
         run.save()
         raise
@@ -115,47 +132,75 @@ def train(
     return run.result
 
 
-def _loop(run: "_Run", loss_at: Callable[[int], Tensor], evaluate: Evaluation | None, label: str) -> None:
-    config, result = run.config, run.result
-    started, seconds_before = time.monotonic(), result.seconds
-    saved = started
-    with progress_bar(label, config.steps, result.step) as show:
-        while result.step < config.steps and not result.stopped_early:
-            loss = _step(run, loss_at, result.step)
-            result.step += 1
-            result.seconds = seconds_before + time.monotonic() - started
-            row = {"step": result.step, "loss": loss, "lr": config.lr_at(result.step - 1)}
-            if evaluate and (
-                result.step == config.steps or (config.eval_every and result.step % config.eval_every == 0)
-            ):
-                row.update(evaluate())
-                run.note_score(row["score"])
-            run.log({**row, "seconds": round(result.seconds, 3)})
-            show(f"loss {loss:.3f}" + (f", best {result.best_score:.3f}" if run.best else ""))
-            if time.monotonic() - saved > config.save_seconds:
+def _loop(
+    run: "_Run", loss_at: Callable[[int], Tensor], evaluate: Evaluation | None, label: str, interrupted: list[int]
+) -> None:
+    result, saved, before = run.result, time.monotonic(), time.monotonic() - run.result.seconds
+    with progress_bar(label, run.config.steps, result.step) as show:
+        while True:
+            if result.logged < result.step:
+                _finish_step(run, evaluate)
+                show(f"loss {result.last_loss:.3f}" + (f", best {result.best_score:.3f}" if run.best else ""))
+            if result.step == run.config.steps or result.stopped_early:
+                return
+            if interrupted:
+                raise KeyboardInterrupt
+            if time.monotonic() - saved > run.config.save_seconds:
                 run.save()
                 saved = time.monotonic()
+            result.last_loss = _step(run, loss_at, result.step)
+            result.step += 1
+            result.seconds = time.monotonic() - before
 
 
 def _step(run: "_Run", loss_at: Callable[[int], Tensor], step: int) -> float:
     """One forward, backward and update; returns the loss in nats."""
     torch.manual_seed(run.config.seed * 1_000_003 + step)  # dropout depends on the step alone
+    run.optimizer.zero_grad(set_to_none=True)
     loss = loss_at(step)
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        raise TrainingDiverged(
-            f"the loss is {value} at step {step + 1}; lower the learning rate (now {run.config.lr:g}). "
-            f"The last good state is in {run.out / STATE_FILE}."
-        )
     loss.backward()
-    if run.config.clip:
-        nn.utils.clip_grad_norm_(run.parameters.values(), run.config.clip)
+    norm = nn.utils.clip_grad_norm_(run.parameters.values(), run.config.clip or math.inf)
+    value = float(loss.detach())
+    for what, number in (("loss", value), ("gradient's norm", float(norm))):
+        if not math.isfinite(number):
+            raise run.diverged(what, number, step)
     for group in run.optimizer.param_groups:
         group["lr"] = run.config.lr_at(step)
     run.optimizer.step()
-    run.optimizer.zero_grad(set_to_none=True)
-    run.result.last_loss = value
     return value
+
+
+def _finish_step(run: "_Run", evaluate: Evaluation | None) -> None:
+    """Evaluate if this step is one to do so, and write its row."""
+    config, result = run.config, run.result
+    row = {"step": result.step, "loss": result.last_loss, "lr": config.lr_at(result.step - 1)}
+    due = result.step == config.steps or (config.eval_every and result.step % config.eval_every == 0)
+    if evaluate and due:
+        measured = evaluate()
+        row.update(measured)
+        run.note_score(measured["score"])
+    run.log({**row, "seconds": round(result.seconds, 3)})
+    result.logged = result.step
+
+
+@contextmanager
+def _held_interrupts() -> Iterator[list[int]]:
+    """The list that Ctrl-C is noted in, instead of breaking a step in two; a second Ctrl-C does break it."""
+    noted: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+    usual = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.append(number)
+        signal.signal(signal.SIGINT, usual)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 class _Run:
@@ -174,9 +219,22 @@ class _Run:
         self.result = TrainResult()
         self.best: dict[str, Tensor] = {}
 
+    @property
+    def state_path(self) -> Path:
+        return self.out / STATE_FILE
+
     def start_anew(self) -> None:
+        """Forget what an earlier run left, and save at once, so that there is always something to resume."""
         self.out.mkdir(parents=True, exist_ok=True)
+        self._remove_half_written()
         (self.out / METRICS_FILE).write_text("")
+        self.save()
+
+    def diverged(self, what: str, number: float, step: int) -> TrainingDiverged:
+        return TrainingDiverged(
+            f"the {what} is {number} at step {step + 1}; lower the learning rate (now {self.config.lr:g}). "
+            f"The last good state is in {self.state_path}."
+        )
 
     def note_score(self, score: float) -> None:
         """Keep the tensors if they are the best so far; count the evaluations that brought nothing."""
@@ -205,29 +263,46 @@ class _Run:
             for key, moment in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"{key}/{name}"] = moment
         about = {"setting": json.dumps(self.setting), "result": json.dumps(asdict(self.result))}
-        save_tensors(self.out / STATE_FILE, tensors, about)
+        save_tensors(self.state_path, tensors, about)
 
     def restore(self) -> None:
-        """Go back to the saved step. Raises CheckpointError if the file belongs to another run."""
-        path = self.out / STATE_FILE
-        tensors, about = read_tensors(path)
-        if "setting" not in about or "result" not in about:
-            raise CheckpointError(f"{path} holds no training state.")
-        self._check_setting(json.loads(about["setting"]), path)
-        self.result = TrainResult(**json.loads(about["result"]))
-        for name, parameter in self.parameters.items():
-            saved = tensors.get(f"parameter/{name}")
-            if saved is None or saved.shape != parameter.shape:
-                found = "is missing" if saved is None else f"has shape {tuple(saved.shape)}"
-                raise CheckpointError(f"{path}: {name} {found}, needed is {tuple(parameter.shape)}.")
+        """Go back to the saved step. Raises CheckpointError if the file is damaged or belongs to another run."""
+        tensors, about = read_tensors(self.state_path)
+        try:
+            setting, self.result = json.loads(about["setting"]), TrainResult(**json.loads(about["result"]))
+        except (KeyError, TypeError, ValueError):
+            raise CheckpointError(f"{self.state_path} holds no training state, or a damaged one.") from None
+        self._check_setting(setting, self.state_path)
+        expected = self._expected_shapes(set(tensors))
+        check_keys(self.state_path, set(tensors), set(expected))
+        for name, shape in expected.items():
+            check_tensor(self.state_path, name, tensors[name], shape)
         self.load_into_parameters({name: tensors[f"parameter/{name}"] for name in self.parameters})
         self.best = {n: tensors[f"best/{n}"].to(p.device) for n, p in self.parameters.items() if f"best/{n}" in tensors}
         for name, parameter in self.parameters.items():
-            moments = {key: tensors[f"{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if self.result.step}
-            self.optimizer.state[parameter] = {
-                k: m if k == "step" else m.to(parameter.device) for k, m in moments.items()
-            }
+            if f"step/{name}" in tensors:
+                self.optimizer.state[parameter] = {
+                    key: tensors[f"{key}/{name}"].to(parameter.device) for key in MOMENTS
+                }
+        self._remove_half_written()
         self._cut_metrics()
+
+    def _expected_shapes(self, found: set[str]) -> dict[str, tuple[int, ...]]:
+        """Every parameter; all of `best/` or none; a parameter that ever had a gradient has all its moments."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, parameter in self.parameters.items():
+            shape = tuple(parameter.shape)
+            shapes[f"parameter/{name}"] = shape
+            if self.result.best_step:
+                shapes[f"best/{name}"] = shape
+            if any(f"{key}/{name}" in found for key in MOMENTS):
+                shapes |= {f"{key}/{name}": () if key == "step" else shape for key in MOMENTS}
+        return shapes
+
+    def _remove_half_written(self) -> None:
+        """A process that is killed while it saves leaves a temporary file behind."""
+        for path in self.out.glob(f".{STATE_FILE}.*"):
+            path.unlink(missing_ok=True)
 
     def _check_setting(self, saved: dict[str, object], path: Path) -> None:
         free = {"save_seconds"}
@@ -240,4 +315,4 @@ class _Run:
         """Forget the rows of steps that will be taken again."""
         path = self.out / METRICS_FILE
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        path.write_text("".join(f"{line}\n" for line in lines[: self.result.step]), encoding="utf-8")
+        path.write_text("".join(f"{line}\n" for line in lines[: self.result.logged]), encoding="utf-8")

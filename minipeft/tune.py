@@ -11,7 +11,7 @@ from torch import Tensor
 
 from minipeft.batches import ShuffledStream
 from minipeft.evaluate import Score, evaluate
-from minipeft.files import write_json
+from minipeft.files import fingerprint, write_json
 from minipeft.gpt2 import GPT2
 from minipeft.methods import HardPrompt, Method
 from minipeft.tasks import Encoder, Task, collate
@@ -106,7 +106,13 @@ def tune(
         out,
         evaluate=measure,
         resume=resume,
-        setting={"method": method.name, **asdict(method), "task": task.name, "examples": len(rows)},
+        setting={
+            "method": method.name,
+            **asdict(method),
+            "task": task.name,
+            "model": fingerprint(*model.parameters()),
+            "data": fingerprint(*(row.ids for row in rows)),
+        },
         label=f"tune {method.name}",
     )
     tuned.eval().save(out)

@@ -73,6 +73,7 @@ class Tuned(nn.Module):
         base.requires_grad_(False)
         for parameter in base.parameters():
             parameter.grad = None
+        self._base_was_training = base.training
         # Not registered as submodules: the state of a tuned model is its attachment.
         self._models = (base, runs)
 
@@ -148,7 +149,12 @@ class Tuned(nn.Module):
         """The base model back, bit-identical, its parameters trainable or not as they were before."""
         for name, parameter in self.base.named_parameters():
             parameter.requires_grad_(self._trained_before[name])
-        return self.base
+        return self.base.train(self._base_was_training)
+
+    def train(self, mode: bool = True) -> "Tuned":
+        """Training or evaluation mode, for the attachment and the model alike: dropout is on or off in both."""
+        self.model.train(mode)
+        return super().train(mode)
 
     @torch.no_grad()
     def compile(self) -> "Tuned":  # type: ignore[override]

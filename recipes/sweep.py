@@ -20,13 +20,13 @@ from typing import Any
 GRID: dict[str, tuple[dict[str, Any], ...]] = {
     "soft_prompt": tuple(
         {"length": 20, "init": init, "lr": lr}
-        for init, lr in product(("vocab", "labels", "random"), (0.003, 0.01, 0.03, 0.1))
+        for init, lr in product(("vocab", "labels", "random"), (0.001, 0.003, 0.01, 0.03))
     ),
     "prefix": tuple(
         {"length": 10, "reparam": None, "init": init, "lr": lr}
-        for init, lr in product(("vocab", "random"), (0.003, 0.01, 0.03, 0.1))
+        for init, lr in product(("vocab", "random"), (0.0003, 0.001, 0.003, 0.01))
     ),
-    "prefix_mlp": tuple({"length": 10, "reparam": 512, "lr": lr} for lr in (3e-4, 1e-3, 3e-3, 1e-2)),
+    "prefix_mlp": tuple({"length": 10, "reparam": 512, "lr": lr} for lr in (1e-4, 3e-4, 1e-3)),
     "full": tuple({"lr": lr} for lr in (1e-4, 3e-4, 1e-3)),
 }
 
@@ -91,7 +91,7 @@ def measure(run: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(1)
     method = METHODS[run["method"].removesuffix("_mlp")]
     settings = {key: run[key] for key in ("length", "init", "reparam") if key in run}
-    config = TuneConfig(run["steps"], run["batch_size"], run["lr"], seed=run["seed"])
+    config = TuneConfig(run["steps"], run["batch_size"], run["lr"], eval_every=run["steps"] // 4, seed=run["seed"])
     with tempfile.TemporaryDirectory() as out:
         _, result = tune(mp.GPT2.from_pretrained(run["model"]), method(**settings), TASKS[run["task"]](), config, out)
         rows = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]

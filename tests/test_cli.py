@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 import minipeft.tune
 from minipeft import cli
+from minipeft.corpus import is_held_out
 from minipeft.files import json_bytes, read_json
 from minipeft.generate import Sampling
 from minipeft.gpt2 import GPT2, GPT2Config
@@ -40,7 +41,10 @@ TUNE = f"{TUNE_NOTHING} --data {{inputs}}/reviews.tsv {COLUMNS}"
 GENERATE = f"generate 'The end' {MODEL} --max-new-tokens 5"
 EVAL_NOTHING = f"eval {MODEL} --data {{inputs}}/reviews.tsv {COLUMNS}"
 EVAL = f"{EVAL_NOTHING} --adapter {{inputs}}/adapter"
-PRETRAIN = "pretrain --data {inputs}/texts.txt --config tiny --steps 5 --batch-size 2 --device cpu --out {out}"
+PRETRAIN = (
+    "pretrain --data {inputs}/texts.txt --config tiny --steps 5 --eval-every 2 --batch-size 2 --device cpu --out {out}"
+)
+TWO_SLOTS = "{{text}} {{text}}"
 INSPECT = "inspect {inputs}/adapter --model {inputs}/model"
 
 
@@ -85,24 +89,27 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     attach(model, SoftPrompt(length=4)).save(folder / "odd_adapter")
     (folder / "odd_adapter" / CONFIG_FILE).write_text('{"peft_type": "POLY"}')
     (folder / "nothing").mkdir()
+    random_model(seed=1, vocab_size=512, n_positions=64).save_pretrained(folder / "second")
 
     draw = random.Random(0)
     rows = [f"{n} the {draw.choice(['best', 'worst'])} of it\t{draw.choice(['good', 'bad'])}\n" for n in range(40)]
     (folder / "reviews.tsv").write_text("text\tlabel\n" + "".join(rows))
+    (folder / "second" / "reviews.tsv").write_text("text\tlabel\n" + "".join(rows).replace("good", "poor"))
     (folder / "once.tsv").write_text("text\tlabel\n" + "".join(rows) + "so it is\tbetter\n")
     (folder / "long.tsv").write_text("text\tlabel\n" + "".join(rows) + "the end " * 60 + "\tgood\n")
     (folder / "latin1.tsv").write_bytes(b"text\tlabel\n" + "café\tgood\n".encode("latin-1"))
     (folder / "empty.tsv").write_bytes(b"")
     (folder / "header.tsv").write_text("text\tlabel\n")
-    (folder / "texts.txt").write_text("".join(f"Line {n} tells of {n * n} ships.\n" for n in range(200)))
+    documents = [f"Document {n} tells of {n * n} ships." for n in range(400)]
+    assert sum(map(is_held_out, documents)) >= 2
+    (folder / "texts.txt").write_text("\n<|endoftext|>\n".join(documents))
+    (folder / "one.txt").write_text("\n".join(documents))
     (folder / "short.txt").write_text("Too short.\n")
     return folder
 
 
 @pytest.fixture
-def run(
-    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Run]:
+def run(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """`minipeft` with these options, within this process; {inputs} and {out} stand for folders."""
     monkeypatch.setitem(CONFIGS, "tiny", GPT2Config(n_layer=2, n_head=2, n_embd=32, n_positions=64, vocab_size=512))
     monkeypatch.setenv("COLUMNS", "200")
@@ -116,7 +123,7 @@ def run(
         shown = capsys.readouterr()
         return Outcome(int(ended.value.code or 0), shown.out, shown.err, tmp_path / "out")
 
-    yield call
+    return call
 
 
 def assert_refused(outcome: Outcome, sentence: str) -> None:
@@ -206,10 +213,7 @@ OTHER_MISTAKES = {
     "nothing to measure": (EVAL_NOTHING, "say what to measure: --adapter DIR, or a hard prompt by --template"),
     "two to measure": (f"{EVAL} --template '{{{{text}}}}'", "say what to measure: --adapter DIR, or a hard prompt"),
     "template without slot": (f"{EVAL_NOTHING} --template 'It was'", "must contain {text} exactly once."),
-    "template with two": (
-        f"{EVAL_NOTHING} --template '{{{{text}}}} {{{{text}}}}'",
-        "must contain {text} exactly once.",
-    ),
+    "template with two": (f"{EVAL_NOTHING} --template '{TWO_SLOTS}'", "must contain {text} exactly once."),
     "temperature below zero": (f"{GENERATE} --temperature -1", "temperature must be a number of at least 0, got -1.0."),
     "temperature no number": (f"{GENERATE} --temperature nan", "temperature must be a number of at least 0, got nan."),
     "top k below zero": (f"{GENERATE} --top-k -1", "top_k must be at least 1, got -1."),
@@ -264,7 +268,7 @@ def test_a_mistake_ends_in_one_sentence_and_leaves_nothing(options: str, sentenc
 def test_an_option_that_cannot_be_read_is_refused_with_the_usage(options: str, run: Run) -> None:
     outcome = run(options)
     assert (outcome.code, outcome.out, outcome.files()) == (2, "", {})
-    assert outcome.err.startswith("Usage: minipeft")
+    assert outcome.err.startswith("Usage: ")
     assert "Traceback" not in outcome.err
 
 
@@ -289,6 +293,15 @@ def test_resuming_with_another_setting_shows_the_difference(run: Run) -> None:
     before = assert_done(run(TUNE)).files()
     outcome = run(TUNE, "--resume --lr 0.5 --length 5")
     assert_refused(outcome, "belongs to a run with another setting (length was 4, is 5; lr was 0.03, is 0.5)")
+    assert outcome.files() == before
+
+
+@pytest.mark.parametrize("other", ["--model {inputs}/second", "--data {inputs}/second/reviews.tsv", "--dtype bfloat16"])
+def test_resuming_with_another_model_or_data_is_refused(other: str, run: Run) -> None:
+    """Else the result is one that no uninterrupted run gives."""
+    before = assert_done(run(TUNE)).files()
+    outcome = run(TUNE, "--resume", other)
+    assert_refused(outcome, "belongs to a run with another setting")
     assert outcome.files() == before
 
 
@@ -357,14 +370,28 @@ def test_a_promise_to_resume_is_kept(run: Run, monkeypatch: pytest.MonkeyPatch) 
         assert_done(run(TUNE, "--resume"))
 
 
-@pytest.mark.parametrize("rate", [10.0, 1e4, 1e30])
-def test_an_absurd_learning_rate_is_no_crash(rate: float, run: Run) -> None:
-    outcome = run(PRETRAIN, f"--lr {rate} --steps 30")
+def assert_strict_json(outcome: Outcome) -> None:
+    """NaN is no JSON: JavaScript, jq and most other readers refuse the whole file."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    files = outcome.files()
+    for text in (files["report.json"], *files[METRICS_FILE].splitlines()):
+        json.loads(text, parse_constant=refuse)
+
+
+@pytest.mark.parametrize("options", ["--lr 10 --steps 30", "--lr 1e4 --steps 30", "--lr 1e30 --steps 30", "--lr 1e30"])
+@pytest.mark.parametrize("command", [TUNE, PRETRAIN], ids=["tune", "pretrain"])
+def test_an_absurd_learning_rate_gives_a_whole_result_or_a_sentence(command: str, options: str, run: Run) -> None:
+    outcome = run(command, options)
     if outcome.code:
         assert_refused(outcome, "lower the learning rate")
-        assert not set(outcome.files()) & {"config.json", "model.safetensors", "report.json"}
+        assert finished_files(outcome) <= {STATE_FILE}
     else:
-        assert GPT2.from_pretrained(outcome.folder)
+        assert_strict_json(outcome)
+        use = "--model {out}" if command == PRETRAIN else "--adapter {out}"
+        assert_done(run(GENERATE, use))
 
 
 # --- what it does
@@ -419,7 +446,8 @@ def test_a_tuned_method_can_be_measured_inspected_and_used(
 
 
 @pytest.mark.parametrize(
-    ("data", "options"), [("reviews.tsv", "--target label"), ("reviews.tsv", "--target text"), ("texts.txt", "")]
+    ("data", "options"),
+    [("reviews.tsv", "--target text"), ("reviews.tsv", "--input text --target text"), ("texts.txt", "")],
 )
 def test_free_text_is_tuned_and_measured(data: str, options: str, run: Run) -> None:
     data = f"--data {{inputs}}/{data} {options} --truncate"
@@ -461,11 +489,8 @@ def test_inspect_counts_the_parameters_of_a_checkpoint(run: Run, inputs: Path) -
     shown = assert_done(run("inspect {inputs}/model")).out
     assert "2 layers, 2 heads, 32 wide, 64 positions" in shown
     counts = [int(number.replace(",", "")) for number in re.findall(r"([\d,]+) [│┃|]\n", shown)]
-    assert (
-        counts[-1]
-        == sum(counts[:-1])
-        == sum(t.numel() for t in load_file(inputs / "model" / "model.safetensors").values())
-    )
+    weights = load_file(inputs / "model" / "model.safetensors")
+    assert counts[-1] == sum(counts[:-1]) == sum(tensor.numel() for tensor in weights.values())
 
 
 def test_a_pretrained_model_can_be_used(run: Run) -> None:
@@ -487,15 +512,9 @@ def test_pretraining_reads_every_text_file_of_a_folder(run: Run, inputs: Path) -
 
 @pytest.mark.parametrize("command", [TUNE, PRETRAIN], ids=["tune", "pretrain"])
 def test_a_report_is_strict_json(command: str, run: Run) -> None:
-    """NaN is no JSON: JavaScript, jq and most other readers refuse the whole file."""
-
-    def refuse(constant: str) -> None:
-        raise AssertionError(f"the report holds {constant}")
-
-    outcome = assert_done(run(command))
-    for name in ("report.json", METRICS_FILE):
-        for line in [outcome.files()[name]] if name == "report.json" else outcome.files()[name].splitlines():
-            json.loads(line, parse_constant=refuse)
+    assert_strict_json(assert_done(run(command)))
+    if command == PRETRAIN:  # nothing of this text is held out, so there is no perplexity
+        assert_strict_json(assert_done(run(PRETRAIN.replace("texts.txt", "one.txt"), "--overwrite")))
 
 
 # --- help

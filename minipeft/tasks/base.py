@@ -85,12 +85,12 @@ class Encoder:
 
     def context(self, example: Example) -> list[int]:
         """What stands before the target. Raises TooLong."""
-        return self._around(self.tokenizer.encode(example.text), self._longest_target(example), example)
+        return self._around(self.tokenizer.encode(example.text), self._reserved(example), example)
 
     def encode(self, example: Example) -> Encoded:
         """Context and target. Raises TooLong."""
         target = self._target(example)
-        context = self._around(self.tokenizer.encode(example.text), len(target), example)
+        context = self.context(example)
         if len(context) + len(target) > self.room:
             if not self.truncate:
                 raise self._too_long(example, len(context) + len(target))
@@ -102,15 +102,18 @@ class Encoder:
             return self.label_ids[example.target]
         return [*self.tokenizer.encode(example.target), self.tokenizer.eot]
 
-    def _longest_target(self, example: Example) -> int:
-        return max(map(len, self.label_ids.values())) if self.task.labels else 1
+    def _reserved(self, example: Example) -> int:
+        """Positions kept for the target: the same for every label; of a long text at most half the room."""
+        if self.task.labels:
+            return max(map(len, self.label_ids.values()))
+        return min(len(self._target(example)), self.room // 2)
 
-    def _around(self, text: list[int], target: int, example: Example) -> list[int]:
+    def _around(self, text: list[int], reserved: int, example: Example) -> list[int]:
         fixed = len(self.before) + len(self.after)
-        spare = self.room - fixed - (target if self.task.labels else min(target, self.room // 2))
+        spare = self.room - fixed - reserved
         if len(text) > spare:
             if not self.truncate or spare < 1:
-                raise self._too_long(example, fixed + len(text) + target)
+                raise self._too_long(example, fixed + len(text) + reserved)
             text = text[:spare]
         return [*self.before, *text, *self.after]
 

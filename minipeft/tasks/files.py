@@ -31,7 +31,11 @@ def task_from_file(path: str | Path, input_column: str | None, target_column: st
     Raises FileNotFoundError, CorpusError or DataError with one sentence that names the file and what is wrong.
     """
     path = Path(path)
+    if kind not in ("auto", "labels", "text"):
+        raise DataError(f"kind is {kind!r}; it can be auto, labels or text.")
     if path.suffix == ".txt":
+        if input_column or target_column or kind == "labels":
+            raise DataError(f"{path} is running text: it has no columns and no labels.")
         return _running_text(path)
     if target_column is None:
         raise DataError(f"say which column of {path} is to be learned: --target COLUMN (and --input COLUMN to read).")
@@ -137,8 +141,6 @@ def _split_of(row: dict[str, str], text: str, where: str) -> str:
 
 def _labels(path: Path, splits: dict[str, list[Example]], kind: str, has_input: bool) -> tuple[str, ...]:
     """The different targets, if they are labels. Raises DataError if one of them cannot be learned."""
-    if kind not in ("auto", "labels", "text"):
-        raise DataError(f"kind is {kind!r}; it can be auto, labels or text.")
     counts = Counter(example.target for examples in splits.values() for example in examples)
     few = len(counts) <= MOST_LABELS and len(counts) <= counts.total() / 2
     if kind == "text" or not has_input or (kind == "auto" and not few):
@@ -148,4 +150,7 @@ def _labels(path: Path, splits: dict[str, list[Example]], kind: str, has_input: 
     once = [label for label, count in counts.items() if count == 1]
     if once:
         raise DataError(f"{path}: the label {once[0]!r} occurs once; it cannot be both learned and tested.")
+    untaught = counts.keys() - {example.target for example in splits["train"]}
+    if untaught:
+        raise DataError(f"{path}: the label {min(untaught)!r} does not occur in the train split; it cannot be learned.")
     return tuple(sorted(counts))

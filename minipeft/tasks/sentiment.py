@@ -14,23 +14,22 @@ DOMAINS = ("movie", "product", "tweet", "news")
 CLEAR = 1.0
 """A text has a label where its mean rating is at least this far from zero."""
 
-_THING = {"movie": "movie", "product": "product", "tweet": "day", "news": "news"}
-JOINT = {domain: f" This {thing} is" for domain, thing in _THING.items()}
-HARD_PROMPTS = {
-    domain: (
-        f"{{text}} This {thing} is",
-        "{text} It is",
-        "{text} It was",
-        f"{{text}} In short, the {thing} was",
-        "{text} All in all, it was",
-        "Review: {text} Sentiment:",
-        f"{{text}} The {thing} is very",
-        f"What do you think of the {thing}? {{text}} So it is",
-        f"{{text}} I think the {thing} is",
-        "{text} That is",
-    )
-    for domain, thing in _THING.items()
-}
+JOINT = " It was"
+WORDS = {"negative": " bad", "positive": " wonderful"}
+"""Of 32 × 31 word pairs and ten joints, the pair by which the untuned nano ranks 2,000 training reviews best."""
+
+HARD_PROMPTS = (
+    "{text} It was",
+    "{text} I thought it was",
+    "{text} I think it is",
+    "{text} In short, it was",
+    "{text} All in all, it was",
+    "{text} It is",
+    "{text} That was",
+    "Review: {text} Sentiment:",
+    "What do you think of it? {text} So it was",
+    "{text} Was it bad or wonderful? It was",
+)
 """Ten ways in which a person might ask; the best on dev is the one to compare with."""
 
 _FOLDER = Path(__file__).parent.parent / "assets" / "sentiment"
@@ -64,7 +63,7 @@ def sentiment(domain: str) -> Task:
         name=domain,
         splits={split: tuple(examples) for split, examples in splits.items()},
         labels=("negative", "positive"),
-        words={"negative": " bad", "positive": " good"},
-        joint=JOINT[domain],
-        hard_prompts=HARD_PROMPTS[domain],
+        words=WORDS,
+        joint=JOINT,
+        hard_prompts=HARD_PROMPTS,
     )
