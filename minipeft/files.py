@@ -119,7 +119,7 @@ def fingerprint(*arrays: Any) -> str:
     for array in arrays:
         tensor = torch.as_tensor(array).detach().cpu().contiguous()
         digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 

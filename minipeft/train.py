@@ -161,7 +161,7 @@ def _step(run: "_Run", loss_at: Callable[[int], Tensor], step: int) -> float:
     loss.backward()
     norm = nn.utils.clip_grad_norm_(run.parameters.values(), run.config.clip or math.inf)
     value = float(loss.detach())
-    for what, number in (("loss", value), ("gradient's norm", float(norm))):
+    for what, number in (("the loss", value), ("the gradient's norm", float(norm))):
         if not math.isfinite(number):
             raise run.diverged(what, number, step)
     for group in run.optimizer.param_groups:
@@ -177,6 +177,9 @@ def _finish_step(run: "_Run", evaluate: Evaluation | None) -> None:
     due = result.step == config.steps or (config.eval_every and result.step % config.eval_every == 0)
     if evaluate and due:
         measured = evaluate()
+        for what, number in measured.items():
+            if not math.isfinite(number):
+                raise run.diverged(what, number, result.step - 1)
         row.update(measured)
         run.note_score(measured["score"])
     run.log({**row, "seconds": round(result.seconds, 3)})
@@ -232,7 +235,7 @@ class _Run:
 
     def diverged(self, what: str, number: float, step: int) -> TrainingDiverged:
         return TrainingDiverged(
-            f"the {what} is {number} at step {step + 1}; lower the learning rate (now {self.config.lr:g}). "
+            f"{what} is {number} at step {step + 1}; lower the learning rate (now {self.config.lr:g}). "
             f"The last good state is in {self.state_path}."
         )
 

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minipeft.batches import ShuffledStream
+from minipeft.batches import BucketedBatches
 from minipeft.evaluate import Score, evaluate
 from minipeft.files import fingerprint, write_json
+from minipeft.generate import check_seed
 from minipeft.gpt2 import GPT2
 from minipeft.methods import HardPrompt, Method
 from minipeft.tasks import Encoder, Task, collate
@@ -38,6 +39,9 @@ class TuneConfig:
     save_seconds: float = 60.0
     seed: int = 0
     truncate: bool = False
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
 
 
 def default_lr(method: Method) -> float:
@@ -77,10 +81,10 @@ def tune(
     for split in ("dev", "test"):  # say now, not after an hour, that a text is too long
         for example in task.splits[split]:
             encoder.encode(example)
-    order = ShuffledStream(len(rows), config.seed)
+    order = BucketedBatches([len(row.ids) for row in rows], config.batch_size, config.seed)
 
     def loss_at(step: int) -> Tensor:
-        batch = collate([rows[i] for _, i in order.batch(step, config.batch_size)], encoder.tokenizer.eot)
+        batch = collate([rows[row] for row in order(step)], encoder.tokenizer.eot)
         batch = batch.to(model.device)
         return tuned.loss(batch.tokens, batch.labels, batch.attention_mask)
 

@@ -253,8 +253,9 @@ def test_a_file_that_makes_no_task_is_refused_with_its_name(
 @pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.jsonl", "a.txt"])
 def test_a_file_that_is_empty_missing_or_no_text_is_refused(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
+    columns = (None, None) if path.suffix == ".txt" else COLUMNS
     with pytest.raises(FileNotFoundError, match=f"there is no file {re.escape(str(path))}"):
-        task_from_file(path, *COLUMNS)
+        task_from_file(path, *columns)
     for content, sentence in (
         (b" \n", "is empty"),
         (b"text\tlabel\n\xff", "is not UTF-8 (byte 11 is 0xff)"),
@@ -262,7 +263,7 @@ def test_a_file_that_is_empty_missing_or_no_text_is_refused(name: str, tmp_path:
     ):
         path.write_bytes(content)
         with pytest.raises(CorpusError, match=re.escape(sentence)):
-            task_from_file(path, *COLUMNS)
+            task_from_file(path, *columns)
 
 
 @pytest.mark.parametrize("name", ["mine.csv", "mine.txt"])
@@ -272,9 +273,17 @@ def test_an_unknown_kind_is_refused(name: str, tmp_path: Path) -> None:
         write(path, few_rows())
     else:
         path.write_text("".join(f"Line {n} of a long poem that goes on for ever and a day.\n" for n in range(300)))
-    task_from_file(path, *COLUMNS, "auto")
+    columns = (None, None) if path.suffix == ".txt" else COLUMNS
+    task_from_file(path, *columns, "auto")
     with pytest.raises(DataError, match="kind is 'numbers'; it can be auto, labels or text"):
-        task_from_file(path, *COLUMNS, "numbers")
+        task_from_file(path, *columns, "numbers")
+
+
+def test_running_text_has_no_columns(tmp_path: Path) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_text("A line.\n")
+    with pytest.raises(DataError, match="is running text: it has no columns and no labels"):
+        task_from_file(path, *COLUMNS)
 
 
 # --- token ids

@@ -14,9 +14,8 @@ DOMAINS = ("movie", "product", "tweet", "news")
 CLEAR = 1.0
 """A text has a label where its mean rating is at least this far from zero."""
 
-JOINT = " It was"
-WORDS = {"negative": " bad", "positive": " wonderful"}
-"""Of 32 × 31 word pairs and ten joints, the pair by which the untuned nano ranks 2,000 training reviews best."""
+JOINT = " I thought it was"
+WORDS = {"negative": " bad", "positive": " good"}
 
 HARD_PROMPTS = (
     "{text} It was",
