@@ -209,7 +209,8 @@ def pretrain(
 
     `minipeft pretrain --data texts/ --config nano --steps 2000 --out runs/mine`
     """
-    from minipeft.pretrain import CONFIGS, PRETRAINING, choose_device
+    from minipeft.devices import choose_device
+    from minipeft.pretrain import CONFIGS, PRETRAINING
     from minipeft.pretrain import pretrain as run
     from minipeft.train import TrainConfig
 
@@ -305,8 +306,8 @@ def find_adapter(name: str) -> Path:
 def _load_model(name: str | Path, device: str, dtype: str = "float32"):  # type: ignore[no-untyped-def]
     import torch
 
+    from minipeft.devices import choose_device
     from minipeft.gpt2 import GPT2
-    from minipeft.pretrain import choose_device
 
     return GPT2.from_pretrained(name, device=choose_device(device), dtype=getattr(torch, dtype))
 

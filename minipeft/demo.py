@@ -21,9 +21,9 @@ from minipeft.tuned import SHIPPED_ADAPTERS, WEIGHTS_FILE, Tuned, attach, load
 OPENING = "The film"
 STEERING = ("positive", "negative", "shakespeare")
 TUNED: tuple[tuple[str, Method, TuneConfig], ...] = (
-    ("soft prompt", SoftPrompt(length=20), TuneConfig(steps=600)),
-    ("prefix", Prefix(length=10, reparam=None, init="vocab"), TuneConfig(steps=600)),
-    ("full finetuning", FullFinetuning(), TuneConfig(steps=300)),
+    ("soft prompt", SoftPrompt(length=20, init="labels"), TuneConfig(steps=600, batch_size=32)),
+    ("prefix", Prefix(length=10, reparam=None, init="vocab"), TuneConfig(steps=600, batch_size=32)),
+    ("full finetuning", FullFinetuning(), TuneConfig(steps=400, batch_size=8)),
 )
 
 
@@ -83,7 +83,7 @@ def _hard_prompt_row(model: GPT2, task: Task, console: Console) -> Row:
     method, dev = best_hard_prompt(model, task)
     tuned = attach(model, method)
     test = evaluate(tuned, encoder_for(tuned, task), task.splits["test"])
-    console.print(f'The best of them: "{method.template} good" or "… bad".', highlight=False, markup=False)
+    console.print(f"The best of them: {method.template!r}", highlight=False, markup=False)
     size = len(method.template.encode("utf-8"))
     return Row("hard prompt", 0, size, 0.0, dev.accuracy, test.accuracy, test.standard_error, test.examples)
 

@@ -36,18 +36,6 @@ PRETRAINING: dict[str, Any] = {
 """Settings of `TrainConfig` that pretraining uses and tuning does not. Source: Brown et al. 2020, appendix B."""
 
 
-def choose_device(device: str) -> torch.device:
-    """The device of that name; "auto" is the fastest there is. Raises ValueError if this machine does not have it."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    there = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
-    there += ["cuda"] if torch.cuda.is_available() else []
-    there += ["mps"] if torch.backends.mps.is_available() else []
-    if device not in there:
-        raise ValueError(f"device is {device!r}; here it can be auto, {', '.join(there)}.")
-    return torch.device(device)
-
-
 class TokenWindows:
     """Batches of T neighbouring tokens: every epoch cuts the stream at another offset, in another order.
 
