@@ -95,7 +95,7 @@ def save_gpt2(model: GPT2, folder: str | Path, dtype: torch.dtype | None = None)
     config |= {f"{part}_pdrop": model.config.dropout for part in ("attn", "embd", "resid")}
     config |= dict.fromkeys(("bos_token_id", "eos_token_id"), model.config.vocab_size - 1)
     config["dtype"] = str(dtype or model.dtype).removeprefix("torch.")
-    write_together({folder / WEIGHTS_FILE: tensor_bytes(tensors), folder / CONFIG_FILE: json_bytes(config)})
+    write_together({folder / CONFIG_FILE: json_bytes(config), folder / WEIGHTS_FILE: tensor_bytes(tensors)})
 
 
 def find_model(name: str | Path) -> Path:

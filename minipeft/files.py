@@ -44,14 +44,31 @@ def write_together(contents: Mapping[str | Path, bytes]) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
-        for temporary, path in written:
-            os.replace(temporary, path)
+        _rename_all(written)
     except OSError as error:
         reason = error.strerror or str(error)
         raise type(error)(error.errno, f"cannot write {path}: {reason}; nothing was changed") from None
     finally:
         for temporary, _ in written:
             Path(temporary).unlink(missing_ok=True)
+
+
+def _rename_all(written: list[tuple[str, Path]]) -> None:
+    """Give every file its name, or, if one cannot have it, the earlier ones their old content back."""
+    before = {path: path.read_bytes() if path.exists() else None for _, path in written[:-1]}
+    done: list[Path] = []
+    try:
+        for temporary, path in written:
+            os.replace(temporary, path)
+            done.append(path)
+    except OSError:
+        for path in done:
+            old = before[path]
+            if old is None:
+                path.unlink()
+            else:
+                path.write_bytes(old)
+        raise
 
 
 def write_json(path: str | Path, value: Mapping[str, Any]) -> None:

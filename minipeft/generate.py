@@ -109,7 +109,8 @@ def choose(logits: Float[Tensor, "B V"], sampling: Sampling, generators: Sequenc
     """One token per row; a row's draw depends on its own generator alone."""
     if sampling.temperature == 0:
         return logits.argmax(dim=-1).tolist()
-    logits = logits / sampling.temperature
+    best = logits.max(dim=-1, keepdim=True).values
+    logits = (logits - best) / sampling.temperature  # at most 0, so that no temperature is too small
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
         least = logits.topk(sampling.top_k).values[:, -1:]
         logits = logits.masked_fill(logits < least, float("-inf"))
@@ -138,7 +139,7 @@ def _nucleus(logits: Float[Tensor, "B V"], top_p: float) -> Bool[Tensor, "B V"]:
 
 def _rows(model: GPT2, prompts: Any) -> list[list[int]]:
     if isinstance(prompts, Tensor):
-        rows = prompts.view(-1, prompts.shape[-1]).tolist()
+        rows = prompts.tolist() if prompts.dim() == 2 else [prompts.tolist()]
     elif isinstance(prompts, str):
         rows = [model.tokenizer.encode(prompts)]
     elif prompts and isinstance(prompts[0], str):

@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+from rich.markup import escape
 from rich.table import Table
 
 from minipeft.gpt2 import GPT2
@@ -65,5 +66,6 @@ def _nearest_table(tuned: Tuned) -> Table:
     table.add_column("tokens")
     lengths = tuned.attachment.prompt_embeddings.detach().norm(dim=-1).tolist()
     for number, (length, near) in enumerate(zip(lengths, nearest_tokens(tuned), strict=True), start=1):
-        table.add_row(str(number), f"{length:.2f}", "  ".join(f"{token!r} {cosine:.2f}" for token, cosine in near))
+        tokens = "  ".join(f"{token!r} {cosine:.2f}" for token, cosine in near)
+        table.add_row(str(number), f"{length:.2f}", escape(tokens))  # a token may look like rich's markup
     return table

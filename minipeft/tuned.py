@@ -1,8 +1,10 @@
 """A model with a method attached: forward, loss, generate, save and load, and the base back unharmed."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -45,22 +47,22 @@ def load(folder: str | Path, model: GPT2) -> "Tuned":
     config_path, weights_path = Path(folder) / CONFIG_FILE, Path(folder) / WEIGHTS_FILE
     config = read_json(config_path)
     kind = config.get("peft_type")
-    if kind not in BY_PEFT_TYPE:
+    if not isinstance(kind, str) or kind not in BY_PEFT_TYPE:
         raise CheckpointError(
             f"{config_path}: peft_type is {kind!r}; minipeft reads {', '.join(sorted(BY_PEFT_TYPE))}."
         )
     try:
         method = BY_PEFT_TYPE[kind].from_peft_config(config, model, config_path)
-        tuned = attach(model, method)
+        runs, attachment = method.attach_to(model, torch.Generator())
     except ValueError as error:
         raise error if isinstance(error, CheckpointError) else CheckpointError(f"{config_path}: {error}") from None
     tensors, _ = read_tensors(weights_path)
-    shapes = tuned.attachment.adapter_shapes()
+    shapes = attachment.adapter_shapes()
     check_keys(weights_path, set(tensors), set(shapes))
     for name, shape in shapes.items():
         check_tensor(weights_path, name, tensors[name], shape)
-    tuned.attachment.load_adapter_tensors(tensors)
-    return tuned.eval()
+    attachment.load_adapter_tensors(tensors)  # only now, with everything checked, is the model touched
+    return Tuned(model, method, runs, attachment.to(model.device)).eval()
 
 
 class Tuned(nn.Module):
@@ -69,11 +71,7 @@ class Tuned(nn.Module):
     def __init__(self, base: GPT2, method: Method, runs: GPT2, attachment: Attachment) -> None:
         super().__init__()
         self.method, self.attachment = method, attachment
-        self._trained_before = {name: p.requires_grad for name, p in base.named_parameters()}
-        base.requires_grad_(False)
-        for parameter in base.parameters():
-            parameter.grad = None
-        self._base_was_training = base.training
+        _freeze(base, self)
         # Not registered as submodules: the state of a tuned model is its attachment.
         self._models = (base, runs)
 
@@ -143,13 +141,12 @@ class Tuned(nn.Module):
         config = {**shared_peft_config(self.method), **self.method.peft_config(self.base)}
         with torch.no_grad():
             weights = tensor_bytes(self.attachment.adapter_tensors())
-        write_together({Path(folder) / WEIGHTS_FILE: weights, Path(folder) / CONFIG_FILE: json_bytes(config)})
+        write_together({Path(folder) / CONFIG_FILE: json_bytes(config), Path(folder) / WEIGHTS_FILE: weights})
 
     def detach(self) -> GPT2:
-        """The base model back, bit-identical, its parameters trainable or not as they were before."""
-        for name, parameter in self.base.named_parameters():
-            parameter.requires_grad_(self._trained_before[name])
-        return self.base.train(self._base_was_training)
+        """The base model back, bit-identical; once nothing is attached to it, as trainable as it was before."""
+        _unfreeze(self.base, self)
+        return self.base
 
     def train(self, mode: bool = True) -> "Tuned":
         """Training or evaluation mode, for the attachment and the model alike: dropout is on or off in both."""
@@ -174,6 +171,38 @@ class Tuned(nn.Module):
         compiled = attach(self.base, Prefix(length=flat.shape[0], reparam=None))
         compiled.attachment.load_adapter_tensors({"prompt_embeddings": flat})
         return compiled.eval()
+
+
+@dataclass
+class _Frozen:
+    """What a base was before it was frozen, and who still needs it so."""
+
+    requires_grad: dict[str, bool]
+    training: bool
+    holders: "WeakSet[Tuned]" = field(default_factory=WeakSet)
+
+
+def _freeze(base: GPT2, holder: Tuned) -> None:
+    if "_frozen" not in base.__dict__:
+        base.__dict__["_frozen"] = _Frozen(
+            {name: p.requires_grad for name, p in base.named_parameters()}, base.training
+        )
+    base.__dict__["_frozen"].holders.add(holder)
+    base.requires_grad_(False)
+    for parameter in base.parameters():
+        parameter.grad = None
+
+
+def _unfreeze(base: GPT2, holder: Tuned) -> None:
+    frozen: _Frozen | None = base.__dict__.get("_frozen")
+    if frozen is None:
+        return
+    frozen.holders.discard(holder)
+    if not frozen.holders:
+        for name, parameter in base.named_parameters():
+            parameter.requires_grad_(frozen.requires_grad[name])
+        base.train(frozen.training)
+        del base.__dict__["_frozen"]
 
 
 def _generate_around(model: GPT2, around: Callable[[str], str], prompts: Prompts, settings: Sampling) -> Prompts:

@@ -4,7 +4,6 @@ The base stays as it was: what is trained is a copy, and that copy per task is t
 Source: Radford et al. 2018, §3.2; the last blocks alone: Li & Liang 2021, §5 ("FT-top2").
 """
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,7 +29,7 @@ class FullFinetuning:
         """See `Method.attach_to`: the model to run is an fp32 copy."""
         if self.top_layers is not None and not 1 <= self.top_layers <= model.config.n_layer:
             raise ValueError(f"top_layers is {self.top_layers}; this model has blocks 1 to {model.config.n_layer}.")
-        trained = copy.deepcopy(model).float().requires_grad_(self.top_layers is None)
+        trained = _fp32_copy(model).requires_grad_(self.top_layers is None)
         if self.top_layers is not None:
             trained.ln_f.requires_grad_()
             for block in trained.blocks[-self.top_layers :]:
@@ -64,3 +63,14 @@ class TrainedCopy(Attachment):
     def load_adapter_tensors(self, tensors: dict[str, Tensor]) -> None:
         for name, parameter in self.adapter_tensors().items():
             parameter.copy_(tensors[name])
+
+
+def _fp32_copy(model: GPT2) -> GPT2:
+    """The same model in fp32, sharing no tensor with it."""
+    with torch.device("meta"):
+        copied = GPT2(model.config)
+    tensors = {name: tensor.detach().to(torch.float32, copy=True) for name, tensor in model.state_dict().items()}
+    copied.load_state_dict(tensors, assign=True)
+    for block, original in zip(copied.blocks, model.blocks, strict=True):
+        block.attn.attend = original.attn.attend
+    return copied.train(model.training)

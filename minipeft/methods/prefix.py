@@ -145,6 +145,9 @@ def keys_and_values(
     P = len(ids) if prompt is None else prompt.shape[1]
     cache = model.new_cache(batch=1, capacity=P + 1)
     one_more = [0]  # a text needs a token; what stands behind the prefix cannot reach into it
+    was_training = model.training
+    model.eval()  # no dropout
     model.hidden(torch.tensor([[*ids, *one_more]], device=model.device), prompt=prompt, memory=cache)
+    model.train(was_training)
     kv = torch.stack([cache.keys[:, 0, :, :P], cache.values[:, 0, :, :P]], dim=1)  # [L, 2, H, P, Dh]
     return kv.permute(3, 0, 1, 2, 4).flatten(1).float().cpu()
