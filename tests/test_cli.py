@@ -292,7 +292,7 @@ def test_a_run_is_not_overwritten_unasked(command: str, run: Run) -> None:
 def test_resuming_with_another_setting_shows_the_difference(run: Run) -> None:
     before = assert_done(run(TUNE)).files()
     outcome = run(TUNE, "--resume --lr 0.5 --length 5")
-    assert_refused(outcome, "belongs to a run with another setting (length was 4, is 5; lr was 0.03, is 0.5)")
+    assert_refused(outcome, "belongs to a run with another setting (length was 4, is 5; lr was 0.01, is 0.5)")
     assert outcome.files() == before
 
 
