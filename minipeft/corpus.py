@@ -68,7 +68,7 @@ def pieces(document: str, size: int = PIECE_CHARACTERS) -> Iterator[str]:
 
 
 def normalised(text: str) -> str:
-    """Lower-case a–z and digits only: two texts that differ in spacing, punctuation or accents' letters become equal.
+    """Lower-case a–z and digits only: two texts that differ in spacing or punctuation become equal.
 
     Made for English: text in another script becomes empty.
     """

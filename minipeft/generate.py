@@ -10,6 +10,7 @@ from torch import Tensor
 
 from minipeft.attention import FixedMemory
 from minipeft.gpt2 import GPT2
+from minipeft.seeds import check_seed
 
 Prompts = TypeVar("Prompts", str, list[str], list[int], list[list[int]], Tensor)
 
@@ -37,12 +38,6 @@ class Sampling:
         check_seed(self.seed)
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}.")
-
-
-def check_seed(seed: int) -> None:
-    """Raise ValueError unless random numbers can start from `seed`."""
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed must be a whole number from 0 to {2**32 - 1}, got {seed}.")
 
 
 def generate(

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from minipeft.files import CheckpointError, check_keys, check_tensor, read_tensors, save_tensors
-from minipeft.generate import check_seed
 from minipeft.kernels.allocator import keep_freed_memory
 from minipeft.progress import progress_bar
+from minipeft.seeds import check_seed
 
 STATE_FILE = "training_state.safetensors"
 METRICS_FILE = "metrics.jsonl"

@@ -12,9 +12,9 @@ from torch import Tensor
 from minipeft.batches import BucketedBatches
 from minipeft.evaluate import Score, evaluate
 from minipeft.files import fingerprint, write_json
-from minipeft.generate import check_seed
 from minipeft.gpt2 import GPT2
 from minipeft.methods import HardPrompt, Method
+from minipeft.seeds import check_seed
 from minipeft.tasks import Encoder, Task, collate
 from minipeft.train import TrainConfig, TrainResult, train
 from minipeft.tuned import Tuned, attach

@@ -85,12 +85,12 @@ class Encoder:
 
     def context(self, example: Example) -> list[int]:
         """What stands before the target. Raises TooLong."""
-        return self._around(self.tokenizer.encode(example.text), self._reserved(example), example)
+        return self._before_target(example, self._target(example))
 
     def encode(self, example: Example) -> Encoded:
         """Context and target. Raises TooLong."""
         target = self._target(example)
-        context = self.context(example)
+        context = self._before_target(example, target)
         if len(context) + len(target) > self.room:
             if not self.truncate:
                 raise self._too_long(example, len(context) + len(target))
@@ -102,11 +102,10 @@ class Encoder:
             return self.label_ids[example.target]
         return [*self.tokenizer.encode(example.target), self.tokenizer.eot]
 
-    def _reserved(self, example: Example) -> int:
-        """Positions kept for the target: the same for every label; of a long text at most half the room."""
-        if self.task.labels:
-            return max(map(len, self.label_ids.values()))
-        return min(len(self._target(example)), self.room // 2)
+    def _before_target(self, example: Example, target: list[int]) -> list[int]:
+        """The text, with positions kept for the target: as many for every label; for a long text half the room."""
+        reserved = max(map(len, self.label_ids.values())) if self.task.labels else min(len(target), self.room // 2)
+        return self._around(self.tokenizer.encode(example.text), reserved, example)
 
     def _around(self, text: list[int], reserved: int, example: Example) -> list[int]:
         fixed = len(self.before) + len(self.after)
