@@ -1,24 +1,27 @@
 """The demonstration: movie reviews, the small GPT-2 that ships, and what steering it with a prompt costs and brings."""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from jaxtyping import Float
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
-from minipeft.evaluate import Score, evaluate, majority
+from minipeft.evaluate import Score, evaluate, label_log_likelihoods, majority, score_labels
 from minipeft.files import write_json
 from minipeft.generate import Sampling
 from minipeft.gpt2 import GPT2
 from minipeft.methods import FullFinetuning, HardPrompt, Method, Prefix, SoftPrompt
 from minipeft.plots import accuracy_bars
-from minipeft.tasks import TASKS, Task
+from minipeft.tasks import TASKS, Example, Task
 from minipeft.tune import TuneConfig, encoder_for, tune
 from minipeft.tuned import SHIPPED_ADAPTERS, WEIGHTS_FILE, Tuned, attach, load
 
 OPENING = "The film"
+JUDGED = 100
 STEERING = ("positive", "negative", "shakespeare")
 TUNED: tuple[tuple[str, Method, TuneConfig], ...] = (
     ("soft prompt", SoftPrompt(length=20, init="labels"), TuneConfig(steps=600, batch_size=32)),
@@ -41,6 +44,15 @@ class Row:
     examples: int
 
 
+@dataclass(frozen=True)
+class Steered:
+    """What a prompt writes after the opening, and the share of its texts that a classifier calls positive."""
+
+    prompt: str
+    text: str
+    positive: float
+
+
 def run(out: Path, console: Console, seed: int = 0) -> list[Row]:
     """Measure, tune, print the table and three steered texts; write `table.json`, `accuracy.png` and the adapters."""
     model, task = GPT2.from_pretrained("nano"), TASKS["movie"]()
@@ -50,27 +62,57 @@ def run(out: Path, console: Console, seed: int = 0) -> list[Row]:
         f"{examples['train']:,} to learn from, {examples['dev']:,} to choose on, {examples['test']:,} to test on.",
         highlight=False,
     )
-    rows = [_majority_row(task), _hard_prompt_row(model, task, console)]
+    rows = [_majority_row(task), *hard_prompt_rows(model, task, console)]
     for label, method, config in TUNED:
         console.print(f"Tuning: {label}, {config.steps} steps of {config.batch_size} reviews …", highlight=False)
         rows.append(_tuned_row(label, method, model, task, config, seed, out / method.name))
-    texts = _steered(model)
+    steered = _steered(model, load(out / FullFinetuning.name, model), task)
     console.print(_table(rows))
-    _print_steered(texts, console)
+    _print_steered(steered, console)
 
     accuracy_bars([asdict(row) for row in rows], _finding(rows), out / "accuracy.png")
-    write_json(out / "table.json", {"rows": [asdict(row) for row in rows], "opening": OPENING, "texts": texts})
+    table = {"rows": [asdict(row) for row in rows], "opening": OPENING, "steered": [asdict(row) for row in steered]}
+    write_json(out / "table.json", table)
     console.print(f"Saved: {out}/table.json, {out}/accuracy.png, and the adapters beside them.", highlight=False)
     return rows
 
 
-def best_hard_prompt(model: GPT2, task: Task) -> tuple[HardPrompt, Score]:
-    """The template that does best on dev, among those that the task offers."""
-    measured = []
-    for template in task.hard_prompts:
-        tuned = attach(model, HardPrompt(template))
-        measured.append((HardPrompt(template), evaluate(tuned, encoder_for(tuned, task), task.splits["dev"])))
-    return max(measured, key=lambda pair: pair[1].score)
+def hard_prompt_rows(model: GPT2, task: Task, console: Console) -> list[Row]:
+    """The best of the task's templates on dev, as it is and calibrated; nothing is trained.
+
+    Calibrated (Zhao et al. 2021; Zhou et al. 2023): a label's mean log-likelihood over the dev texts is taken off, so
+    that no label wins by being the likelier word. The texts' own labels are not used for that.
+    """
+    console.print(f"Trying {len(task.hard_prompts)} hard prompts on the dev reviews …", highlight=False)
+    measured = [_Asked(model, task, HardPrompt(template)) for template in task.hard_prompts]
+    rows = []
+    for label, calibrated in (("hard prompt", False), ("hard prompt, calibrated", True)):
+        best = max(measured, key=lambda asked: asked.dev(calibrated).score)
+        console.print(f"The best {label}: {best.method.template!r}", highlight=False, markup=False)
+        dev, test = best.dev(calibrated), best.test(calibrated)
+        size = len(best.method.template.encode("utf-8")) + (4 * len(task.labels) if calibrated else 0)
+        rows.append(Row(label, 0, size, 0.0, dev.accuracy, test.accuracy, test.standard_error, test.examples))
+    return rows
+
+
+class _Asked:
+    """What the bare model answers to one template, before and after calibration."""
+
+    def __init__(self, model: GPT2, task: Task, method: HardPrompt) -> None:
+        self.task, self.method, self.tuned = task, method, attach(model, method)
+        self.encoder = encoder_for(self.tuned, task)
+        self.on_dev = label_log_likelihoods(self.tuned, self.encoder, task.splits["dev"])
+
+    def dev(self, calibrated: bool) -> Score:
+        return self._score("dev", self.on_dev, calibrated)
+
+    def test(self, calibrated: bool) -> Score:
+        found = label_log_likelihoods(self.tuned, self.encoder, self.task.splits["test"])
+        return self._score("test", found, calibrated)
+
+    def _score(self, split: str, found: Float[Tensor, "N labels"], calibrated: bool) -> Score:
+        taken_off = self.on_dev.mean(dim=0) if calibrated else 0.0
+        return score_labels(self.encoder, self.task.splits[split], found - taken_off)
 
 
 def _majority_row(task: Task) -> Row:
@@ -78,46 +120,42 @@ def _majority_row(task: Task) -> Row:
     return Row("majority class", 0, 0, 0.0, dev.accuracy, test.accuracy, test.standard_error, test.examples)
 
 
-def _hard_prompt_row(model: GPT2, task: Task, console: Console) -> Row:
-    console.print(f"Trying {len(task.hard_prompts)} hard prompts on the dev reviews …", highlight=False)
-    method, dev = best_hard_prompt(model, task)
-    tuned = attach(model, method)
-    test = evaluate(tuned, encoder_for(tuned, task), task.splits["test"])
-    console.print(f"The best of them: {method.template!r}", highlight=False, markup=False)
-    size = len(method.template.encode("utf-8"))
-    return Row("hard prompt", 0, size, 0.0, dev.accuracy, test.accuracy, test.standard_error, test.examples)
-
-
 def _tuned_row(label: str, method: Method, model: GPT2, task: Task, config: TuneConfig, seed: int, out: Path) -> Row:
     started = time.monotonic()
-    tuned, _ = tune(model, method, task, TuneConfig(**{**asdict(config), "seed": seed}), out)
+    tuned, result = tune(model, method, task, replace(config, seed=seed), out)
     seconds = time.monotonic() - started
-    encoder = encoder_for(tuned, task)
-    dev, test = (evaluate(tuned, encoder, task.splits[split]) for split in ("dev", "test"))
+    dev, test = result.best_measured["dev_accuracy"], evaluate(tuned, encoder_for(tuned, task), task.splits["test"])
     size = (out / WEIGHTS_FILE).stat().st_size
     trainable, error = tuned.num_trainable(), test.standard_error
     tuned.detach()
-    return Row(label, trainable, size, round(seconds, 1), dev.accuracy, test.accuracy, error, test.examples)
+    return Row(label, trainable, size, round(seconds, 1), dev, test.accuracy, error, test.examples)
 
 
-def _steered(model: GPT2) -> dict[str, str]:
+def _steered(model: GPT2, judge: Tuned, task: Task) -> list[Steered]:
     """The same opening continued by the bare model and behind each prompt that ships."""
-    sampling = Sampling(max_new_tokens=40, temperature=0.7, top_k=40, seed=1)
-    bare = attach(model, HardPrompt())
-    writers: Sequence[tuple[str, Callable[[], Tuned]]] = [
-        ("no prompt", lambda: bare),
-        *((name, lambda name=name: load(SHIPPED_ADAPTERS / name, model)) for name in STEERING),
-    ]
-    return {name: make().generate_with(OPENING, sampling) for name, make in writers}
+    sampling = Sampling(max_new_tokens=30, temperature=0.7, top_k=40, seed=1)
+    encoder = encoder_for(judge, task, truncate=True)
+    positive = list(encoder.label_ids).index("positive")
+    found = []
+    for name in ("no prompt", *STEERING):
+        writer = attach(model, HardPrompt()) if name == "no prompt" else load(SHIPPED_ADAPTERS / name, model)
+        texts = writer.generate_with([OPENING] * JUDGED, sampling)
+        likelihoods = label_log_likelihoods(judge, encoder, [Example(str(text), "positive") for text in texts])
+        share = float((likelihoods.argmax(dim=1) == positive).float().mean())
+        found.append(Steered(name, " ".join(str(texts[0]).split()), share))
+        writer.detach()
+    return found
 
 
-def _print_steered(texts: dict[str, str], console: Console) -> None:
+def _print_steered(steered: Sequence[Steered], console: Console) -> None:
     table = Table(title=f'The same opening, "{OPENING} …", behind different prompts', show_lines=True)
     table.add_column("prompt")
-    table.add_column("text")
-    for name, text in texts.items():
-        table.add_row(name, " ".join(text.split()))
+    table.add_column("the first text it writes")
+    table.add_column(f"positive, of {JUDGED}", justify="right")
+    for row in steered:
+        table.add_row(row.prompt, row.text, f"{row.positive:.0%}")
     console.print(table)
+    console.print("Positive is what the finetuned model of the table above calls so.", highlight=False)
 
 
 def _table(rows: Sequence[Row]) -> Table:

@@ -43,9 +43,21 @@ def evaluate(tuned: Tuned, encoder: Encoder, examples: Sequence[Example]) -> Sco
     was_training = tuned.training
     tuned.eval()
     try:
-        return _accuracy(tuned, encoder, examples) if encoder.task.labels else _loss(tuned, encoder, examples)
+        if encoder.task.labels:
+            return score_labels(encoder, examples, label_log_likelihoods(tuned, encoder, examples))
+        return _loss(tuned, encoder, examples)
     finally:
         tuned.train(was_training)
+
+
+def score_labels(encoder: Encoder, examples: Sequence[Example], log_likelihoods: Float[Tensor, "N labels"]) -> Score:
+    """The likeliest label's share of right answers, and the loss of the right label's tokens over all words."""
+    labels = list(encoder.label_ids)
+    answers = torch.tensor([labels.index(example.target) for example in examples])
+    right = (log_likelihoods.argmax(dim=1) == answers).float().mean()
+    lengths = torch.tensor([len(encoder.label_ids[label]) for label in labels])[answers]
+    loss = -log_likelihoods.gather(1, answers[:, None])[:, 0].sum() / lengths.sum()
+    return Score(float(loss), len(examples), float(right))
 
 
 def majority(task: Task, split: str) -> Score:
@@ -54,17 +66,6 @@ def majority(task: Task, split: str) -> Score:
     examples = task.splits[split]
     right = sum(example.target == commonest for example in examples)
     return Score(loss=math.nan, examples=len(examples), accuracy=right / len(examples))
-
-
-def _accuracy(tuned: Tuned, encoder: Encoder, examples: Sequence[Example]) -> Score:
-    """The likeliest label's share of right answers, and the loss of the right label's tokens over all words."""
-    labels = list(encoder.label_ids)
-    answers = torch.tensor([labels.index(example.target) for example in examples])
-    log_likelihoods = label_log_likelihoods(tuned, encoder, examples)
-    right = (log_likelihoods.argmax(dim=1) == answers).float().mean()
-    lengths = torch.tensor([len(encoder.label_ids[label]) for label in labels])[answers]
-    loss = -log_likelihoods.gather(1, answers[:, None])[:, 0].sum() / lengths.sum()
-    return Score(float(loss), len(examples), float(right))
 
 
 @torch.no_grad()

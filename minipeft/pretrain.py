@@ -16,7 +16,8 @@ from minipeft.corpus import Corpus, CorpusError, build_corpus
 from minipeft.files import fingerprint, write_json
 from minipeft.gpt2 import GPT2, GPT2Config
 from minipeft.tokenizer import Tokenizer
-from minipeft.train import TrainConfig, train
+from minipeft.train import train
+from minipeft.training_state import TrainConfig
 
 CONFIGS = {
     "nano": GPT2Config(n_layer=6, n_head=6, n_embd=192, n_positions=256, vocab_size=8257),

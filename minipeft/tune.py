@@ -1,6 +1,5 @@
 """Tune a method on a task: the defaults that sweeps found, the run, and the folder it leaves behind."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,13 +9,14 @@ import torch
 from torch import Tensor
 
 from minipeft.batches import BucketedBatches
-from minipeft.evaluate import Score, evaluate
+from minipeft.evaluate import evaluate
 from minipeft.files import fingerprint, write_json
 from minipeft.gpt2 import GPT2
 from minipeft.methods import HardPrompt, Method
 from minipeft.seeds import check_seed
 from minipeft.tasks import Encoder, Task, collate
-from minipeft.train import TrainConfig, TrainResult, train
+from minipeft.train import train
+from minipeft.training_state import TrainConfig, TrainResult
 from minipeft.tuned import Tuned, attach
 
 REPORT_FILE = "report.json"
@@ -120,12 +120,11 @@ def tune(
         label=f"tune {method.name}",
     )
     tuned.eval().save(out)
-    dev = evaluate(tuned, encoder, task.splits["dev"])
-    write_json(Path(out) / REPORT_FILE, _report(tuned, task, settings, result, dev))
+    write_json(Path(out) / REPORT_FILE, _report(tuned, task, settings, result))
     return tuned, result
 
 
-def _report(tuned: Tuned, task: Task, settings: TrainConfig, result: TrainResult, dev: Score) -> dict[str, Any]:
+def _report(tuned: Tuned, task: Task, settings: TrainConfig, result: TrainResult) -> dict[str, Any]:
     return {
         "method": {"name": tuned.method.name, **asdict(tuned.method)},
         "task": task.name,
@@ -134,7 +133,7 @@ def _report(tuned: Tuned, task: Task, settings: TrainConfig, result: TrainResult
         "steps": result.step,
         "best_step": result.best_step,
         "seconds": round(result.seconds, 1),
-        "dev_loss": dev.loss,
-        "dev_accuracy": None if math.isnan(dev.accuracy) else dev.accuracy,
+        "dev_loss": result.best_measured["dev_loss"],
+        "dev_accuracy": result.best_measured.get("dev_accuracy"),
         "settings": asdict(settings),
     }

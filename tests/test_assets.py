@@ -90,14 +90,15 @@ def test_the_demo_leaves_a_table_and_a_plot(tmp_path: Path, monkeypatch: pytest.
         rows = minipeft.demo.run(tmp_path / "demo", Console(file=file, width=100))
     table = json.loads((tmp_path / "demo" / "table.json").read_text())
     methods = [row["method"] for row in table["rows"]]
-    assert methods == ["majority class", "hard prompt", "soft prompt", "prefix", "full finetuning"]
-    assert [row.trainable for row in rows] == [0, 0, 3840, 23040, 4304064]
-    assert set(table["texts"]) == {"no prompt", "positive", "negative", "shakespeare"}
-    assert all(text.startswith("The film") and len(text) > 20 for text in table["texts"].values())
+    asked = ["hard prompt", "hard prompt, calibrated"]
+    assert methods == ["majority class", *asked, "soft prompt", "prefix", "full finetuning"]
+    assert [row.trainable for row in rows] == [0, 0, 0, 3840, 23040, 4304064]
+    assert [row["prompt"] for row in table["steered"]] == ["no prompt", "positive", "negative", "shakespeare"]
+    assert all(row["text"].startswith(minipeft.demo.OPENING) and len(row["text"]) > 20 for row in table["steered"])
     assert (tmp_path / "demo" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     screen = (tmp_path / "screen.txt").read_text(encoding="utf-8")
     assert "soft prompt" in screen
     assert f"{len(small.splits['test'])} test examples" in screen
     adapter = mp.load(tmp_path / "demo" / "prefix", GPT2.from_pretrained("nano"))
     score = evaluate(adapter, encoder_for(adapter, small), small.splits["test"])
-    assert score.accuracy == pytest.approx(rows[3].test)
+    assert score.accuracy == pytest.approx(rows[4].test)

@@ -26,7 +26,7 @@ from minipeft.generate import Sampling
 from minipeft.gpt2 import GPT2, GPT2Config
 from minipeft.methods import SoftPrompt
 from minipeft.pretrain import CONFIGS
-from minipeft.train import METRICS_FILE, STATE_FILE
+from minipeft.training_state import METRICS_FILE, STATE_FILE
 from minipeft.tuned import CONFIG_FILE, WEIGHTS_FILE, attach, load
 from tests.models import random_model
 

@@ -1,9 +1,11 @@
 """Each method: where it starts, what it counts, what it refuses, and the identities it must obey."""
 
+import math
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import minipeft as mp
 from minipeft.gpt2 import GPT2, GPT2Config
@@ -174,3 +176,92 @@ def test_only_labels_are_scored() -> None:
     log_shares = tuned(tokens).log_softmax(-1).detach()
     costs = [-float(log_shares[row, t - 1, tokens[row, t]]) for row in range(3) for t in range(5, 9)]
     assert float(tuned.loss(tokens, labels).detach()) == pytest.approx(sum(costs) / len(costs), rel=1e-5)  # fp32 means
+
+
+@torch.no_grad()
+def test_a_zero_prefix_takes_its_share_of_the_softmax_and_gives_nothing_for_it() -> None:
+    """Its keys score 0, so that what the text is given shrinks by λ = P / (P + Σ exp(score)): He et al. 2022."""
+    P, tokens = 3, random_tokens(1, 6)
+    model = random_model(n_layer=1)
+    model.wpe.weight.zero_()  # positions are P further on, which is not the point
+    tuned = mp.attach(model, mp.Prefix(P, None))
+    tuned.attachment.load_adapter_tensors({"prompt_embeddings": torch.zeros(P, 2 * 32)})
+    attention, joined = model.blocks[0].attn, []
+    attention.c_proj.register_forward_hook(lambda _, inputs, __: joined.append(inputs[0][0]))  # [T, D]
+    assert farthest(tuned(tokens), model(tokens)) > 0.01
+
+    x = model.blocks[0].ln_1(model.wte(tokens[0]))
+    q, k, _ = attention.c_attn(x).double().chunk(3, dim=-1)
+    Dh = model.config.head_size
+    for head in range(model.config.n_head):
+        own = slice(head * Dh, (head + 1) * Dh)
+        for t in range(6):
+            text = sum(math.exp(float(q[t, own] @ k[s, own]) / math.sqrt(Dh)) for s in range(t + 1))
+            share = P / (P + text)
+            assert farthest(joined[0][t, own], (1 - share) * joined[1][t, own]) < 1e-6  # numbers below 1 in fp32
+
+
+@pytest.mark.parametrize(
+    ("n_layer", "n_head", "n_embd", "prompt", "prefix"),
+    [
+        pytest.param(12, 12, 768, 15_360, 92_160, id="small"),
+        pytest.param(24, 16, 1024, 20_480, 245_760, id="medium"),
+        pytest.param(36, 20, 1280, 25_600, 460_800, id="large"),
+        pytest.param(48, 25, 1600, 32_000, 768_000, id="xl"),
+    ],
+)
+def test_the_counts_are_the_published_ones_for_every_size(
+    n_layer: int, n_head: int, n_embd: int, prompt: int, prefix: int
+) -> None:
+    with torch.device("meta"):
+        model = mp.GPT2(mp.GPT2Config(n_layer=n_layer, n_head=n_head, n_embd=n_embd))
+    assert mp.attach(model, mp.SoftPrompt(20, "random")).num_trainable() == prompt
+    assert mp.attach(model, mp.Prefix(5, None)).num_trainable() == prefix
+    m = 7
+    by_mlp = mp.attach(model, mp.Prefix(5, m))
+    p, L, D = 5, n_layer, n_embd
+    assert by_mlp.num_trainable() == p * D + D * m + m + 2 * L * D * m + 2 * L * D  # FACTS.md §2
+    assert by_mlp.num_kept() == prefix
+
+
+@pytest.mark.parametrize("length", [2, 4, 7])
+def test_a_prefix_from_text_is_typing_that_text(length: int) -> None:
+    model = random_model(vocab_size=512)
+    ids = model.tokenizer.encode("A film")
+    typed = torch.tensor([[ids[place % len(ids)] for place in range(length)]])
+    tokens = random_tokens(2, 6)
+    tuned = mp.attach(model, mp.Prefix(length, None, "text:A film"))
+    as_text = model(torch.cat([typed.expand(2, -1), tokens], dim=1))[:, length:]
+    assert farthest(tuned(tokens), as_text) < 1e-5  # fp32, keys computed in another batch
+
+
+@torch.no_grad()
+def test_a_prefix_from_the_vocabulary_is_typing_common_tokens() -> None:
+    P = 6
+    model = random_model(n_embd=16, vocab_size=6000, n_positions=64)
+    tuned = mp.attach(model, mp.Prefix(P, None, "vocab"), seed=4)
+    keys = tuned.attachment.doors().memory.keys[0, 0].transpose(0, 1).flatten(1)  # [H, P, Dh] -> [P, D]
+    block, ids = model.blocks[0], []
+    for place in range(P):  # the only token whose key in the first block this is
+        every: Tensor = block.attn.c_attn(block.ln_1(model.wte.weight + model.wpe.weight[place])).chunk(3, dim=-1)[1]
+        ids.append(int((every - keys[place]).norm(dim=-1).argmin()))
+    assert max(ids) < 5000
+    tokens = random_tokens(1, 6)
+    as_text = model(torch.cat([torch.tensor([ids]), tokens], dim=1))[:, P:]
+    assert farthest(tuned(tokens), as_text) < 1e-5  # fp32, keys computed in another batch
+
+
+def test_a_start_draws_nothing_from_the_global_random_numbers() -> None:
+    model = random_model(vocab_size=512)
+    for method in (mp.SoftPrompt(3), mp.SoftPrompt(3, "random"), mp.Prefix(3, None), mp.Prefix(3, 8)):
+        state = torch.get_rng_state()
+        mp.attach(model, method)
+        assert torch.equal(torch.get_rng_state(), state), method
+
+
+def test_top_layers_train_only_these_blocks_and_the_last_norm() -> None:
+    tuned = mp.attach(random_model(n_layer=3), mp.FullFinetuning(top_layers=1))
+    before = {name: tensor.clone() for name, tensor in tuned.model.state_dict().items()}
+    train_steps(tuned)
+    moved = {name for name, tensor in tuned.model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert moved == {name for name in before if name.startswith(("h.2.", "ln_f."))}

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from minipeft.files import CheckpointError
-from minipeft.train import METRICS_FILE, STATE_FILE, TrainConfig, TrainingDiverged, TrainResult, train
+from minipeft.train import train
+from minipeft.training_state import METRICS_FILE, STATE_FILE, TrainConfig, TrainingDiverged, TrainResult
 
 CONFIG = TrainConfig(steps=12, lr=0.05, warmup=0.25, weight_decay=0.1, clip=0.5, save_seconds=1e9)
 TARGETS = torch.linspace(-1, 1, 12 * 12).view(12, 3, 4)

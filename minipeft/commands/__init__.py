@@ -1,0 +1,1 @@
+"""What `minipeft` can be told to do: one file per command."""

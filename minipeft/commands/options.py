@@ -1,0 +1,98 @@
+"""Options that several commands share, and what they stand for; a mistake in one raises the sentence to print."""
+
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+if TYPE_CHECKING:  # a command imports the package when it runs, so that --help is quick
+    from minipeft.gpt2 import GPT2
+    from minipeft.tasks import Task
+
+
+class Dtype(str, Enum):
+    """The type of the frozen base; what is trained is always fp32."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+Model = Annotated[
+    str, typer.Option(help='A model that ships ("nano") or a folder with config.json and model.safetensors.')
+]
+Adapter = Annotated[
+    str | None, typer.Option(help="A folder that `tune` or PEFT wrote, or the name of a prompt that ships.")
+]
+TaskName = Annotated[str | None, typer.Option("--task", help="A task that ships: movie, product, tweet, news.")]
+Data = Annotated[Path | None, typer.Option(help="Your own task: a .tsv, .csv, .jsonl or .txt file.")]
+Input = Annotated[
+    str | None, typer.Option("--input", help="The column to read; without it, texts like --target are learned.")
+]
+Target = Annotated[str | None, typer.Option(help="The column to write: labels or text.")]
+Kind = Annotated[str, typer.Option(help="Whether --target holds labels or text: auto, labels or text.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto: the fastest there is.")]
+Seed = Annotated[int, typer.Option(help="Same seed, same machine, same result.")]
+Truncate = Annotated[bool, typer.Option("--truncate", help="Cut texts that are too long instead of refusing them.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run in --out stopped.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew in an --out folder that holds a run.")]
+
+
+def find_adapter(name: str) -> Path:
+    """The folder of an adapter that ships, or the folder that was named. Raises FileNotFoundError if neither is."""
+    from minipeft.tuned import SHIPPED_ADAPTERS
+
+    shipped = SHIPPED_ADAPTERS / name
+    if Path(name).is_dir():
+        return Path(name)
+    if name and shipped.is_dir() and shipped.parent == SHIPPED_ADAPTERS:
+        return shipped
+    ships = ", ".join(sorted(path.parent.name for path in SHIPPED_ADAPTERS.glob("*/adapter_config.json")))
+    raise FileNotFoundError(f"{name} is neither a folder nor an adapter that ships ({ships}).")
+
+
+def load_model(name: str | Path, device: str, dtype: str = "float32") -> "GPT2":
+    """The model that ships by this name, or in this folder, on the device that `--device` means."""
+    import torch
+
+    from minipeft.devices import choose_device
+    from minipeft.gpt2 import GPT2
+
+    return GPT2.from_pretrained(name, device=choose_device(device), dtype=getattr(torch, dtype))
+
+
+def choose_task(name: str | None, data: Path | None, input_column: str | None, target: str | None, kind: str) -> "Task":
+    """The task that ships by this name, or a person's own file. Raises ValueError unless just one was named."""
+    from minipeft.tasks import TASKS, task_from_file
+
+    if (name is None) == (data is None):
+        raise ValueError("say what to learn: --task NAME (that ships) or --data FILE (your own).")
+    if data is not None:
+        return task_from_file(data, input_column, target, kind)
+    if name not in TASKS:
+        raise ValueError(f"there is no task {name!r}; there are {', '.join(TASKS)}, or bring your own with --data.")
+    return TASKS[name]()
+
+
+def check_out(out: Path, resume: bool, overwrite: bool) -> None:
+    """Refuse to write over a finished or interrupted run that nobody asked to replace, or to where nothing can be."""
+    from minipeft.training_state import STATE_FILE
+
+    if resume and overwrite:
+        raise ValueError("--resume goes on with a run and --overwrite forgets it; give one of them.")
+    if (out / STATE_FILE).exists() and not (resume or overwrite):
+        raise ValueError(f"{out} already holds a run; go on with --resume, or start anew with --overwrite.")
+    if resume and not (out / STATE_FILE).exists():
+        raise FileNotFoundError(f"there is no interrupted run in {out} to resume.")
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def stopped(out: Path) -> NoReturn:
+    """Leave after Ctrl-C, saying what became of the run."""
+    from minipeft.training_state import STATE_FILE
+
+    saved = f"nothing is lost. The same command with --resume goes on from {out}."
+    message = saved if (out / STATE_FILE).exists() else "training had not begun."
+    print(f"minipeft: stopped; {message}", file=sys.stderr)
+    sys.exit(130)

@@ -1,0 +1,198 @@
+"""The state of one training run: how it was asked for, how far it is, and the one file that it resumes from."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from minipeft.files import CheckpointError, check_keys, check_tensor, read_tensors, save_tensors
+from minipeft.seeds import check_seed
+
+STATE_FILE = "training_state.safetensors"
+METRICS_FILE = "metrics.jsonl"
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW remembers of a parameter."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. Learning rates are per step of AdamW; `warmup` and `final_lr` are shares of steps and of `lr`."""
+
+    steps: int
+    lr: float
+    batch_size: int = 8
+    warmup: float = 0.05
+    schedule: str = "linear"
+    final_lr: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    eval_every: int = 0
+    patience: int = 0
+    """Evaluations without a better score after which training stops; 0: never."""
+    save_seconds: float = field(default=60.0, compare=False)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("batch_size", 1), ("eval_every", 0), ("patience", 0), ("clip", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            raise ValueError(f"the learning rate must be a positive number, got {self.lr}.")
+        if not (0 <= self.warmup <= 1 and 0 <= self.final_lr <= 1):
+            raise ValueError(f"warmup and final_lr are shares from 0 to 1, got {self.warmup} and {self.final_lr}.")
+        if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
+            raise ValueError(f"weight_decay must be a number of at least 0, got {self.weight_decay}.")
+        if self.schedule not in ("linear", "cosine"):
+            raise ValueError(f"schedule is {self.schedule!r}; it can be 'linear' or 'cosine'.")
+        check_seed(self.seed)
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of step 0, 1, …: up linearly while warming up, then down to `final_lr` of it."""
+        warmup = round(self.warmup * self.steps)
+        if step < warmup:
+            return self.lr * (step + 1) / warmup
+        done = (step - warmup) / max(1, self.steps - warmup)
+        falling = 1 - done if self.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+        return self.lr * (self.final_lr + (1 - self.final_lr) * falling)
+
+
+@dataclass
+class TrainResult:
+    """What training came to; `best_score` belongs to the tensors that were kept."""
+
+    step: int = 0
+    logged: int = 0
+    """The last step whose row, with its evaluation, is written; an interrupted evaluation is made up for."""
+    best_step: int = 0
+    best_score: float = -math.inf
+    best_measured: dict[str, float] = field(default_factory=dict)
+    """Everything that the best evaluation measured."""
+    bad_evaluations: int = 0
+    seconds: float = 0.0
+    stopped_early: bool = False
+    last_loss: float = math.nan
+
+
+class TrainingDiverged(ValueError):
+    """The loss or its gradient became NaN or infinite."""
+
+
+class TrainingState:
+    """The state of one run: everything that a resumed run needs, in one file."""
+
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], config: TrainConfig, out: Path, setting: dict[str, object]
+    ) -> None:
+        self.parameters, self.config, self.out, self.setting = dict(parameters), config, out, setting
+        matrices = [p for p in self.parameters.values() if p.dim() >= 2]
+        vectors = [p for p in self.parameters.values() if p.dim() < 2]
+        groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]], lr=config.lr, betas=config.betas, fused=True
+        )
+        self.result = TrainResult()
+        self.best: dict[str, Tensor] = {}
+
+    @property
+    def state_path(self) -> Path:
+        return self.out / STATE_FILE
+
+    def start_anew(self) -> None:
+        """Forget what an earlier run left, and save at once, so that there is always something to resume."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        self._remove_half_written()
+        (self.out / METRICS_FILE).write_text("")
+        self.save()
+
+    def diverged(self, what: str, number: float, step: int) -> TrainingDiverged:
+        return TrainingDiverged(
+            f"{what} is {number} at step {step + 1}; lower the learning rate (now {self.config.lr:g}). "
+            f"The last good state is in {self.state_path}."
+        )
+
+    def note_evaluation(self, measured: Mapping[str, float]) -> None:
+        """Keep the tensors if they are the best so far; count the evaluations that brought nothing."""
+        result = self.result
+        if measured["score"] > result.best_score:
+            result.best_score, result.best_step, result.bad_evaluations = measured["score"], result.step, 0
+            result.best_measured = dict(measured)
+            self.best = {name: p.detach().clone() for name, p in self.parameters.items()}
+        else:
+            result.bad_evaluations += 1
+            result.stopped_early = 0 < self.config.patience <= result.bad_evaluations
+
+    def log(self, row: Mapping[str, object]) -> None:
+        with open(self.out / METRICS_FILE, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def load_into_parameters(self, tensors: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(tensors[name])
+
+    def save(self) -> None:
+        """Parameters, best parameters and moments, in one atomic file."""
+        tensors = {f"parameter/{name}": p.detach() for name, p in self.parameters.items()}
+        tensors |= {f"best/{name}": tensor for name, tensor in self.best.items()}
+        for name, parameter in self.parameters.items():
+            for key, moment in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"{key}/{name}"] = moment
+        about = {"setting": json.dumps(self.setting), "result": json.dumps(asdict(self.result))}
+        save_tensors(self.state_path, tensors, about)
+
+    def restore(self) -> None:
+        """Go back to the saved step. Raises CheckpointError if the file is damaged or belongs to another run."""
+        tensors, about = read_tensors(self.state_path)
+        try:
+            setting, self.result = json.loads(about["setting"]), TrainResult(**json.loads(about["result"]))
+        except (KeyError, TypeError, ValueError):
+            raise CheckpointError(f"{self.state_path} holds no training state, or a damaged one.") from None
+        self._check_setting(setting, self.state_path)
+        expected = self._expected_shapes(set(tensors))
+        check_keys(self.state_path, set(tensors), set(expected))
+        for name, shape in expected.items():
+            check_tensor(self.state_path, name, tensors[name], shape)
+        self.load_into_parameters({name: tensors[f"parameter/{name}"] for name in self.parameters})
+        self.best = {n: tensors[f"best/{n}"].to(p.device) for n, p in self.parameters.items() if f"best/{n}" in tensors}
+        for name, parameter in self.parameters.items():
+            if f"step/{name}" in tensors:
+                self.optimizer.state[parameter] = {
+                    key: tensors[f"{key}/{name}"].to(parameter.device) for key in MOMENTS
+                }
+        self._remove_half_written()
+        self._cut_metrics()
+
+    def _expected_shapes(self, found: set[str]) -> dict[str, tuple[int, ...]]:
+        """Every parameter; all of `best/` or none; a parameter that ever had a gradient has all its moments."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, parameter in self.parameters.items():
+            shape = tuple(parameter.shape)
+            shapes[f"parameter/{name}"] = shape
+            if self.result.best_step:
+                shapes[f"best/{name}"] = shape
+            if any(f"{key}/{name}" in found for key in MOMENTS):
+                shapes |= {f"{key}/{name}": () if key == "step" else shape for key in MOMENTS}
+        return shapes
+
+    def _remove_half_written(self) -> None:
+        """A process that is killed while it saves leaves a temporary file behind."""
+        for path in self.out.glob(f".{STATE_FILE}.*"):
+            path.unlink(missing_ok=True)
+
+    def _check_setting(self, saved: dict[str, object], path: Path) -> None:
+        free = {"save_seconds"}
+        changed = [key for key in sorted({*saved, *self.setting} - free) if saved.get(key) != self.setting.get(key)]
+        if changed:
+            shown = "; ".join(f"{key} was {saved.get(key)!r}, is {self.setting.get(key)!r}" for key in changed)
+            raise CheckpointError(f"{path} belongs to a run with another setting ({shown}); use another --out.")
+
+    def _cut_metrics(self) -> None:
+        """Forget the rows of steps that will be taken again."""
+        path = self.out / METRICS_FILE
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        path.write_text("".join(f"{line}\n" for line in lines[: self.result.logged]), encoding="utf-8")
