@@ -9,10 +9,13 @@ BATCHES_SORTED_TOGETHER = 8
 
 
 class ShuffledStream:
-    """The numbers 0 … n-1 in one random order after another, without end."""
+    """The numbers 0 … n-1 in one random order after another, without end.
 
-    def __init__(self, n: int, seed: int) -> None:
-        self.n, self.seed = n, seed
+    With `labels`, one per number, every stretch of the stream holds each label in about its share of the whole.
+    """
+
+    def __init__(self, n: int, seed: int, labels: Sequence[str] = ()) -> None:
+        self.n, self.seed, self.labels = n, seed, labels
         self._order = lru_cache(maxsize=2)(self._shuffle)
 
     def batch(self, step: int, size: int) -> list[tuple[int, int]]:
@@ -21,27 +24,47 @@ class ShuffledStream:
         return [(epoch, int(self._order(epoch)[index])) for epoch, index in places]
 
     def _shuffle(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((self.seed, epoch)).permutation(self.n)
+        random = np.random.default_rng((self.seed, epoch))
+        order = random.permutation(self.n)
+        if not self.labels:
+            return order
+        starts = {label: random.random() for label in sorted(set(self.labels))}
+        return order[_interleaved([self.labels[row] for row in order], starts)]
 
 
 class BucketedBatches:
     """Batches of rows of similar length, so that little of a batch is padding.
 
     Eight batches' worth of the shuffled stream are sorted by length, cut into batches, and those read in random order:
-    what stands in a batch, and when it comes, still changes from epoch to epoch.
+    what stands in a batch, and when it comes, still changes from epoch to epoch. With `labels`, one per row, a batch
+    holds each label in its share: else the gradient of a few trained vectors mostly follows which label is in excess.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
-        self._stream = ShuffledStream(len(lengths), seed)
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, labels: Sequence[str] = ()) -> None:
+        self.lengths, self.batch_size, self.seed, self.labels = lengths, batch_size, seed, labels
+        self._stream = ShuffledStream(len(lengths), seed, labels)
 
     def __call__(self, step: int) -> list[int]:
         """The row numbers of the batch of step 0, 1, …"""
         group, place = divmod(step, BATCHES_SORTED_TOGETHER)
         rows = [row for _, row in self._stream.batch(group, self.batch_size * BATCHES_SORTED_TOGETHER)]
         rows.sort(key=lambda row: self.lengths[row])
+        if self.labels:
+            rows = [rows[i] for i in _interleaved([self.labels[row] for row in rows])]
         start = int(self._order(group)[place]) * self.batch_size
         return rows[start : start + self.batch_size]
 
     def _order(self, group: int) -> np.ndarray:
         return np.random.default_rng((self.seed, group, 2)).permutation(BATCHES_SORTED_TOGETHER)
+
+
+def _interleaved(labels: Sequence[str], starts: dict[str, float] | None = None) -> np.ndarray:
+    """The order that keeps each label's items in their order and spreads them evenly over the whole.
+
+    The item number i of a label with n items goes to the place (i + start) / n of the way; a start is 0.5 unless given.
+    """
+    array, places = np.asarray(labels), np.empty(len(labels))
+    for label in set(labels):
+        items = np.flatnonzero(array == label)
+        places[items] = (np.arange(len(items)) + (starts[label] if starts else 0.5)) / len(items)
+    return np.argsort(places, kind="stable")

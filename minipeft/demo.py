@@ -24,9 +24,9 @@ OPENING = "The film"
 JUDGED = 100
 STEERING = ("positive", "negative", "shakespeare")
 TUNED: tuple[tuple[str, Method, TuneConfig], ...] = (
-    ("soft prompt", SoftPrompt(length=20, init="labels"), TuneConfig(steps=600, batch_size=32)),
-    ("prefix", Prefix(length=10, reparam=None, init="vocab"), TuneConfig(steps=600, batch_size=32)),
-    ("full finetuning", FullFinetuning(), TuneConfig(steps=400, batch_size=8)),
+    ("soft prompt", SoftPrompt(length=20, init="labels"), TuneConfig(steps=400, batch_size=32, eval_every=200)),
+    ("prefix", Prefix(length=10, reparam=None, init="vocab"), TuneConfig(400, 32, lr=0.03, eval_every=200)),
+    ("full finetuning", FullFinetuning(), TuneConfig(steps=400, batch_size=8, eval_every=200)),
 )
 
 

@@ -81,7 +81,8 @@ def tune(
     for split in ("dev", "test"):  # say now, not after an hour, that a text is too long
         for example in task.splits[split]:
             encoder.encode(example)
-    order = BucketedBatches([len(row.ids) for row in rows], config.batch_size, config.seed)
+    labels = [example.target for example in task.splits["train"]] if task.labels else []
+    order = BucketedBatches([len(row.ids) for row in rows], config.batch_size, config.seed, labels)
 
     def loss_at(step: int) -> Tensor:
         batch = collate([rows[row] for row in order(step)], encoder.tokenizer.eot)
