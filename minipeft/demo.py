@@ -20,12 +20,12 @@ from minipeft.tasks import TASKS, Example, Task
 from minipeft.tune import TuneConfig, encoder_for, tune
 from minipeft.tuned import SHIPPED_ADAPTERS, WEIGHTS_FILE, Tuned, attach, load
 
-OPENING = "The film"
+OPENING = "It is a"
 JUDGED = 100
 STEERING = ("positive", "negative", "shakespeare")
 TUNED: tuple[tuple[str, Method, TuneConfig], ...] = (
-    ("soft prompt", SoftPrompt(length=20, init="labels"), TuneConfig(steps=400, batch_size=32, eval_every=200)),
-    ("prefix", Prefix(length=10, reparam=None, init="vocab"), TuneConfig(400, 32, lr=0.03, eval_every=200)),
+    ("soft prompt", SoftPrompt(length=20, init="labels"), TuneConfig(steps=600, batch_size=32, eval_every=300)),
+    ("prefix", Prefix(length=10, reparam=512), TuneConfig(steps=500, batch_size=32, eval_every=250)),
     ("full finetuning", FullFinetuning(), TuneConfig(steps=400, batch_size=8, eval_every=200)),
 )
 
@@ -133,7 +133,7 @@ def _tuned_row(label: str, method: Method, model: GPT2, task: Task, config: Tune
 
 def _steered(model: GPT2, judge: Tuned, task: Task) -> list[Steered]:
     """The same opening continued by the bare model and behind each prompt that ships."""
-    sampling = Sampling(max_new_tokens=30, temperature=0.7, top_k=40, seed=1)
+    sampling = Sampling(max_new_tokens=30, temperature=0.7, top_k=40, seed=3)
     encoder = encoder_for(judge, task, truncate=True)
     positive = list(encoder.label_ids).index("positive")
     found = []

@@ -21,7 +21,7 @@ from minipeft.tuned import Tuned, attach
 
 REPORT_FILE = "report.json"
 
-LEARNING_RATES: Mapping[str, float] = {"soft_prompt": 0.01, "prefix": 0.01, "prefix_mlp": 1e-4, "full": 1e-3}
+LEARNING_RATES: Mapping[str, float] = {"soft_prompt": 0.01, "prefix": 0.03, "prefix_mlp": 1e-3, "full": 3e-4}
 """The best of each method's sweep on movie sentiment with the nano model: see `docs/sweep.md`."""
 
 

@@ -24,13 +24,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shakespeare", type=Path, required=True, help="folder of plays, NAME_gut.txt")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--lr", type=float, default=0.01)
+    parser.add_argument("--only", choices=("positive", "negative", "shakespeare"), help="one prompt instead of all")
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--lr", type=float, default=0.03)
     options = parser.parse_args()
     model = mp.GPT2.from_pretrained("nano")
-    for task in (opinions("positive"), opinions("negative"), plays(options.shakespeare)):
+    for name in ("positive", "negative", "shakespeare") if options.only is None else (options.only,):
+        task = plays(options.shakespeare) if name == "shakespeare" else opinions(name)
         out = options.out / task.name
-        config = TuneConfig(steps=options.steps, batch_size=8, lr=options.lr, eval_every=150, truncate=True)
+        batch_size = 8 if task.name == "shakespeare" else 32  # pieces of plays are long, reviews short
+        config = TuneConfig(options.steps, batch_size, options.lr, eval_every=100, truncate=True)
         _, result = tune(model, METHOD, task, config, out, resume=(out / "training_state.safetensors").exists())
         print(f"{task.name}: dev loss {-result.best_score:.3f} at step {result.best_step}", flush=True)
         (SHIPPED_ADAPTERS / task.name).mkdir(parents=True, exist_ok=True)
