@@ -3,24 +3,31 @@
 import dataclasses
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from minipeft.files import (
     CheckpointError,
     check_keys,
-    check_tensor,
+    check_numbers,
+    check_shape,
     json_bytes,
-    read_json,
-    read_tensors,
     tensor_bytes,
     write_together,
 )
-from minipeft.gpt2 import GPT2, GPT2Config
+from minipeft.formats.hub import (
+    CONFIG_FILE,
+    FIXED_SETTINGS,
+    GELU,
+    SHAPE_KEYS,
+    WEIGHTS_FILE,
+    read_hub,
+)
+from minipeft.formats.openai import HPARAMS_FILE, read_openai
+from minipeft.formats.pickled import read_nano_or_min_gpt
+from minipeft.formats.stored import Stored, Weights
+from minipeft.gpt2 import GPT2
 
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 SHIPPED = {"nano": Path(__file__).parent / "assets" / "nano"}
 PUBLIC = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
 
@@ -31,17 +38,6 @@ CONV1D = re.compile(r"h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\
 MASK_BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 """Old files carry each block's causal mask; it is no weight."""
 
-SHAPE_KEYS = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size", "layer_norm_epsilon")
-FIXED_SETTINGS: dict[str, tuple[Any, ...]] = {
-    "model_type": ("gpt2",),
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-    "scale_attn_weights": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-    "add_cross_attention": (False,),
-    "tie_word_embeddings": (True,),
-}
-"""Settings of `transformers` that change what is computed, with the values that mean what `GPT2` computes."""
-
 
 def load_gpt2(
     name: str | Path,
@@ -51,29 +47,41 @@ def load_gpt2(
     attention: str = "fused",
     dropout: float = 0.0,
 ) -> GPT2:
-    """A GPT2 in evaluation mode, from a folder in `transformers`' layout or a name that ships ("nano").
+    """A GPT2 in evaluation mode, from a name that ships ("nano"), or a folder or file of weights in any form we read.
+
+    The forms: `transformers` (safetensors, sharded or not, or pytorch_model.bin), OpenAI's TensorFlow checkpoint,
+    nanoGPT's ckpt.pt, minGPT's model.pt. One tensor at a time is read, so that memory holds little beside the model.
 
     `dtype` None keeps fp32 (half-precision files are widened). The file's dropout rates are not taken over: a frozen
     model is not to be noisy; pass `dropout` to train with it.
     Raises FileNotFoundError if there is no such model, CheckpointError if its files are not a whole GPT-2.
     """
-    folder = find_model(name)
-    config = dataclasses.replace(read_config(folder / CONFIG_FILE), dropout=dropout)
-    path = folder / WEIGHTS_FILE
-    tensors = from_public_names(read_tensors(path)[0], path)
+    weights = open_weights(find_model(name))
+    tensors = public_tensors(weights)
+    if weights.config.n_layer > len(tensors):  # before a model of a billion layers is laid out
+        raise CheckpointError(
+            f"{weights.path} holds {len(tensors)} tensors, too few for the {weights.config.n_layer} layers that its "
+            "settings name."
+        )
     with torch.device("meta"):
-        model = GPT2(config, attention)
+        model = GPT2(dataclasses.replace(weights.config, dropout=dropout), attention)
     expected = model.state_dict()
-    check_keys(path, set(tensors), set(expected))
-    for key, tensor in tensors.items():
+    check_keys(weights.path, set(tensors), set(expected))
+    for key, stored in tensors.items():  # every shape before the first number
         needed = tuple(expected[key].shape)
-        if not CONV1D.fullmatch(key):
-            check_tensor(path, key, tensor, needed)
-            continue
-        turned = tuple(tensor.shape) == needed != needed[::-1]
-        check_tensor(path, key, tensor, needed[::-1], " Was it transposed already?" if turned else "")
-        tensors[key] = tensor.T.contiguous()
-    model.load_state_dict({key: tensor.to(dtype or torch.float32) for key, tensor in tensors.items()}, assign=True)
+        turned = needed[::-1] if weights.conv1d and CONV1D.fullmatch(key) else needed
+        hint = " Was it transposed already?" if stored.shape == turned[::-1] != turned else ""
+        check_shape(weights.path, key, stored.shape, stored.dtype, turned, hint)
+    state = {}
+    for key, stored in tensors.items():
+        # Into memory of its own, so that nothing keeps the file's pages, or needs the file afterwards.
+        own = torch.empty(expected[key].shape, dtype=dtype or torch.float32, device=device)
+        as_stored = own.T if weights.conv1d and CONV1D.fullmatch(key) else own
+        for start, stop, rows in stored.parts():
+            check_numbers(weights.path, key, rows)
+            as_stored[start:stop].copy_(rows)
+        state[key] = own
+    model.load_state_dict(state, assign=True)
     return model.to(device).eval()
 
 
@@ -86,12 +94,14 @@ def save_gpt2(model: GPT2, folder: str | Path, dtype: torch.dtype | None = None)
     tensors = {}
     for name, tensor in model.state_dict().items():
         stored = tensor.T if CONV1D.fullmatch(name) else tensor
-        tensors[PREFIX + name] = stored.to(dtype or tensor.dtype)
+        tensors[name if name == HEAD else PREFIX + name] = stored.to(dtype or tensor.dtype)
     config = {"architectures": ["GPT2LMHeadModel"], **{key: values[0] for key, values in FIXED_SETTINGS.items()}}
     config |= {key: getattr(model.config, key) for key in SHAPE_KEYS} | {
         "n_ctx": model.config.n_positions,
         "n_inner": None,
     }
+    config["activation_function"] = next(name for name, gelu in GELU.items() if gelu == model.config.gelu)
+    config["tie_word_embeddings"] = model.config.tied
     config |= {f"{part}_pdrop": model.config.dropout for part in ("attn", "embd", "resid")}
     config |= dict.fromkeys(("bos_token_id", "eos_token_id"), model.config.vocab_size - 1)
     config["dtype"] = str(dtype or model.dtype).removeprefix("torch.")
@@ -99,7 +109,7 @@ def save_gpt2(model: GPT2, folder: str | Path, dtype: torch.dtype | None = None)
 
 
 def find_model(name: str | Path) -> Path:
-    """The folder of a model that ships, or the folder that was named. Raises FileNotFoundError if there is neither."""
+    """Where a model that ships is, or the folder or file that was named. Raises FileNotFoundError if neither is."""
     if isinstance(name, str) and name in SHIPPED:
         return SHIPPED[name]
     ships = ", ".join(SHIPPED)
@@ -108,39 +118,35 @@ def find_model(name: str | Path) -> Path:
             f"the weights of {name} are not here; save them as a folder with {CONFIG_FILE} and {WEIGHTS_FILE} "
             f"and name that folder, a folder called {name} as ./{name} (models that ship: {ships})."
         )
-    folder = Path(name)
-    if folder.is_dir():
-        return folder
-    raise FileNotFoundError(f"{name} is neither a folder nor a model that ships ({ships}).")
+    if Path(name).exists():
+        return Path(name)
+    raise FileNotFoundError(f"{name} is neither a folder, a file nor a model that ships ({ships}).")
 
 
-def read_config(path: Path) -> GPT2Config:
-    """The shape of a GPT-2 from `transformers`' config.json; missing keys mean GPT-2 small, as they do there.
+def open_weights(path: Path) -> Weights:
+    """What a folder or a file of weights holds, whatever its form; no numbers are read yet.
 
-    Raises CheckpointError if the file describes anything but a plain GPT-2.
+    Raises FileNotFoundError if there are no weights, CheckpointError if they are damaged or no GPT-2's.
     """
-    found = read_json(path)
-    for key, allowed in FIXED_SETTINGS.items():
-        if found.get(key, allowed[0]) not in allowed:
-            raise CheckpointError(f"{path}: {key} is {found[key]!r}; minipeft's GPT-2 has {allowed[0]!r}.")
-    try:
-        config = GPT2Config(**{key: found[key] for key in SHAPE_KEYS if key in found})
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: {error}") from None
-    if found.get("n_inner") not in (None, 4 * config.n_embd):
-        raise CheckpointError(f"{path}: n_inner is {found['n_inner']!r}; GPT-2's is 4 × n_embd = {4 * config.n_embd}.")
-    return config
+    if path.is_file():
+        return read_nano_or_min_gpt(path)
+    if (path / HPARAMS_FILE).is_file() and not (path / CONFIG_FILE).is_file():
+        return read_openai(path)
+    return read_hub(path)
 
 
-def from_public_names(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Public keys to ours: no `transformer.`, no mask buffers, no copy of the tied head.
+def public_tensors(weights: Weights) -> dict[str, Stored]:
+    """Public keys to ours: no `transformer.`, no mask buffers, no copy of a tied head.
 
-    Raises CheckpointError if the head is no copy of the token embeddings.
+    Raises CheckpointError if the head of a tied model is no copy of its token embeddings.
     """
-    bare = {key.removeprefix(PREFIX): tensor for key, tensor in tensors.items()}
-    if len(bare) < len(tensors):
-        raise CheckpointError(f"{path} holds keys both with and without {PREFIX!r}; which of them count?")
-    head = bare.pop(HEAD, None)
-    if head is not None and "wte.weight" in bare and not torch.equal(head, bare["wte.weight"]):
-        raise CheckpointError(f"{path}: {HEAD} differs from wte.weight, but GPT-2's head is tied to it.")
-    return {key: tensor for key, tensor in bare.items() if not MASK_BUFFER.fullmatch(key)}
+    bare = {key.removeprefix(PREFIX): stored for key, stored in weights.tensors.items()}
+    if len(bare) < len(weights.tensors):
+        raise CheckpointError(f"{weights.path} holds keys both with and without {PREFIX!r}; which of them count?")
+    if weights.config.tied and HEAD in bare:
+        head, embeddings = bare.pop(HEAD), bare.get("wte.weight")
+        if embeddings is not None and not (
+            head.shape == embeddings.shape and torch.equal(head.read(), embeddings.read())
+        ):
+            raise CheckpointError(f"{weights.path}: {HEAD} differs from wte.weight, but GPT-2's head is tied to it.")
+    return {key: stored for key, stored in bare.items() if not MASK_BUFFER.fullmatch(key)}

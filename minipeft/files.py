@@ -140,14 +140,27 @@ def fingerprint(*arrays: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def check_tensor(path: Path, name: str, tensor: Tensor, shape: tuple[int, ...], hint: str = "") -> None:
+def check_tensor(path: Path, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
     """Raise CheckpointError unless `tensor` has this shape, a floating type, and no NaN or infinity."""
-    if tuple(tensor.shape) != shape:
-        raise CheckpointError(f"{path}: key {name} has shape {tuple(tensor.shape)}, needed is {shape}.{hint}")
-    if tensor.dtype not in FLOATS:
+    check_shape(path, name, tuple(tensor.shape), tensor.dtype, shape)
+    check_numbers(path, name, tensor)
+
+
+def check_shape(
+    path: Path, name: str, found: tuple[int, ...], dtype: torch.dtype, needed: tuple[int, ...], hint: str = ""
+) -> None:
+    """Raise CheckpointError unless a tensor has the needed shape and a floating type."""
+    if found != needed:
+        raise CheckpointError(f"{path}: key {name} has shape {found}, needed is {needed}.{hint}")
+    if dtype not in FLOATS:
         kinds = ", ".join(str(kind).removeprefix("torch.") for kind in FLOATS)
-        raise CheckpointError(f"{path}: key {name} is {str(tensor.dtype).removeprefix('torch.')}; weights are {kinds}.")
-    if not bool(torch.isfinite(tensor).all()):
+        raise CheckpointError(f"{path}: key {name} is {str(dtype).removeprefix('torch.')}; weights are {kinds}.")
+
+
+def check_numbers(path: Path, name: str, tensor: Tensor) -> None:
+    """Raise CheckpointError if a tensor holds NaN or infinity."""
+    least, most = tensor.aminmax() if tensor.numel() else (torch.zeros(()), torch.zeros(()))
+    if not (torch.isfinite(least) and torch.isfinite(most)):  # a NaN anywhere makes both of them NaN
         raise CheckpointError(f"{path}: key {name} holds NaN or infinity; the training that wrote it diverged.")
 
 

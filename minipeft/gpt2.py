@@ -35,6 +35,10 @@ class GPT2Config:
     vocab_size: int = 50257
     layer_norm_epsilon: float = 1e-5
     dropout: float = 0.0
+    gelu: str = "tanh"
+    """"tanh", GPT-2's own approximation, or "exact", as nanoGPT computes it."""
+    tied: bool = True
+    """Whether the head is the token embeddings themselves, as GPT-2's is, or a matrix of its own, as minGPT's."""
 
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size"):
@@ -46,6 +50,10 @@ class GPT2Config:
         epsilon = self.layer_norm_epsilon
         if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not 0 < epsilon < 1:
             raise ValueError(f"layer_norm_epsilon must be a small positive number, got {epsilon!r}.")
+        if self.gelu not in ("tanh", "exact"):
+            raise ValueError(f"gelu is {self.gelu!r}; it can be 'tanh' or 'exact'.")
+        if not isinstance(self.tied, bool):
+            raise ValueError(f"tied must be True or False, got {self.tied!r}.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}.")
 
@@ -80,16 +88,16 @@ class CausalSelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Four times wider, GELU, back again. The GELU is the tanh form, as in the public weights."""
+    """Four times wider, GELU, back again. The GELU of the public weights is the tanh form."""
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
-        self.dropout = config.dropout
+        self.dropout, self.gelu = config.dropout, {"tanh": "tanh", "exact": "none"}[config.gelu]
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        x = F.gelu(self.c_fc(x), approximate="tanh")
+        x = F.gelu(self.c_fc(x), approximate=self.gelu)
         return F.dropout(self.c_proj(x), self.dropout, self.training)
 
 
@@ -121,6 +129,7 @@ class GPT2(nn.Module):
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.lm_head = None if config.tied else nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.use_attention(attention)
         if self.wte.weight.device.type != "meta":
             self._initialise(seed)
@@ -175,8 +184,8 @@ class GPT2(nn.Module):
         return self.ln_f(x[:, P:])
 
     def logits(self, hidden: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
-        """The head, tied to the token embeddings."""
-        return F.linear(hidden, self.wte.weight)
+        """The head: the token embeddings, unless the model has a matrix of its own."""
+        return F.linear(hidden, self.wte.weight if self.lm_head is None else self.lm_head.weight)
 
     def loss(
         self,

@@ -178,7 +178,7 @@ def test_options_reach_the_model(folder: Path) -> None:
 
 
 def test_a_model_that_is_nowhere_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"gpt3 is neither a folder nor a model that ships \(nano\)"):
+    with pytest.raises(FileNotFoundError, match=r"gpt3 is neither a folder, a file nor a model that ships \(nano\)"):
         GPT2.from_pretrained("gpt3")
     with pytest.raises(FileNotFoundError, match=r"there is no file .*config\.json"):
         GPT2.from_pretrained(tmp_path)
@@ -194,7 +194,7 @@ def test_a_public_name_does_not_mean_a_folder_of_that_name(tmp_path: Path, monke
 
 def test_a_folder_without_weights_is_refused(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"there is no file .*model\.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"no weights in .*: neither model\.safetensors"):
         GPT2.from_pretrained(folder)
 
 
@@ -202,11 +202,14 @@ def test_a_folder_without_weights_is_refused(folder: Path) -> None:
     ("changes", "said"),
     [
         ({"n_inner": 100}, "n_inner is 100; GPT-2's is 4 × n_embd = 128"),
-        ({"activation_function": "gelu"}, "activation_function is 'gelu'; minipeft's GPT-2 has 'gelu_new'"),
+        (
+            {"activation_function": "relu"},
+            "activation_function is 'relu'; minipeft knows gelu_new, gelu_pytorch_tanh, gelu",
+        ),
         ({"model_type": "llama"}, "model_type is 'llama'"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
         ({"scale_attn_weights": False}, "scale_attn_weights is False"),
-        ({"tie_word_embeddings": False}, "tie_word_embeddings is False"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no'; it must be true or false"),
         ({"add_cross_attention": True}, "add_cross_attention is True"),
         ({"n_head": 3}, "n_embd 32 cannot be shared out among n_head 3 heads"),
         ({"n_layer": 0}, "n_layer must be a whole number of at least 1"),

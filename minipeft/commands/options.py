@@ -20,7 +20,7 @@ class Dtype(str, Enum):
 
 
 Model = Annotated[
-    str, typer.Option(help='A model that ships ("nano") or a folder with config.json and model.safetensors.')
+    str, typer.Option(help='A model that ships ("nano"), or a folder or file of GPT-2 weights in any public form.')
 ]
 Adapter = Annotated[
     str | None, typer.Option(help="A folder that `tune` or PEFT wrote, or the name of a prompt that ships.")

@@ -1,0 +1,136 @@
+"""The form of the Hugging Face hub: `config.json` with `model.safetensors`, its shards, or `pytorch_model.bin`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minipeft.files import CheckpointError, read_json
+from minipeft.formats.pickled import read_state_dict
+from minipeft.formats.stored import Stored, Weights
+from minipeft.gpt2 import GPT2Config
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+SHARDS_FILE, PICKLE_FILE = "model.safetensors.index.json", "pytorch_model.bin"
+
+SHAPE_KEYS = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size", "layer_norm_epsilon")
+FIXED_SETTINGS: dict[str, tuple[Any, ...]] = {
+    "model_type": ("gpt2",),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+}
+"""Settings of `transformers` that change what is computed, with the values that mean what `GPT2` computes."""
+GELU = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "exact"}
+
+SAFETENSORS_TYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+def read_hub(folder: Path) -> Weights:
+    """The weights in a folder of `transformers`' layout.
+
+    Raises FileNotFoundError if a file is missing, CheckpointError if one is damaged or no plain GPT-2.
+    """
+    config = read_config(folder / CONFIG_FILE)
+    if (folder / WEIGHTS_FILE).is_file():
+        path, tensors = folder / WEIGHTS_FILE, safetensors_in(folder / WEIGHTS_FILE)
+    elif (folder / SHARDS_FILE).is_file():
+        path, tensors = folder / SHARDS_FILE, _sharded(folder / SHARDS_FILE)
+    elif (folder / PICKLE_FILE).is_file():
+        path, tensors = folder / PICKLE_FILE, read_state_dict(folder / PICKLE_FILE)
+    else:
+        raise FileNotFoundError(
+            f"there are no weights in {folder}: neither {WEIGHTS_FILE}, {SHARDS_FILE} nor {PICKLE_FILE}."
+        )
+    return Weights(path, "transformers", config, tensors)
+
+
+def read_config(path: Path) -> GPT2Config:
+    """The shape of a GPT-2 from `transformers`' config.json; missing keys mean GPT-2 small, as they do there.
+
+    Raises CheckpointError if the file describes anything but a plain GPT-2.
+    """
+    found = read_json(path)
+    for key, allowed in FIXED_SETTINGS.items():
+        if found.get(key, allowed[0]) not in allowed:
+            raise CheckpointError(f"{path}: {key} is {found[key]!r}; minipeft's GPT-2 has {allowed[0]!r}.")
+    activation, tied = found.get("activation_function", "gelu_new"), found.get("tie_word_embeddings", True)
+    if not isinstance(activation, str) or activation not in GELU:
+        raise CheckpointError(f"{path}: activation_function is {activation!r}; minipeft knows {', '.join(GELU)}.")
+    if not isinstance(tied, bool):
+        raise CheckpointError(f"{path}: tie_word_embeddings is {tied!r}; it must be true or false.")
+    try:
+        shape = {key: found[key] for key in SHAPE_KEYS if key in found}
+        config = GPT2Config(**shape, gelu=GELU[activation], tied=tied)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    if found.get("n_inner") not in (None, 4 * config.n_embd):
+        raise CheckpointError(f"{path}: n_inner is {found['n_inner']!r}; GPT-2's is 4 × n_embd = {4 * config.n_embd}.")
+    return config
+
+
+def safetensors_in(path: Path) -> dict[str, Stored]:
+    """What a safetensors file holds. Each `read` maps the file anew, so that no page stays in memory behind it.
+
+    Raises FileNotFoundError, or CheckpointError on anything that is no whole safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}.")
+
+    def stored(name: str, shape: list[int], kind: str) -> Stored:
+        if kind not in SAFETENSORS_TYPES:
+            raise CheckpointError(f"{path}: key {name} is of type {kind}, which no weights are.")
+
+        def read() -> Tensor:
+            with safe_open(path, framework="pt") as file:
+                return file.get_tensor(name)
+
+        def read_rows(start: int, stop: int) -> Tensor:
+            with safe_open(path, framework="pt") as file:
+                return file.get_slice(name)[start:stop]
+
+        return Stored(tuple(shape), SAFETENSORS_TYPES[kind], read, read_rows)
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return {name: stored(name, one.get_shape(), one.get_dtype()) for name, one in slices.items()}
+    except (SafetensorError, OSError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(
+            f"{path} is no whole safetensors file ({error}); was a copy or download cut short?"
+        ) from None
+
+
+def _sharded(index: Path) -> dict[str, Stored]:
+    """The tensors of all shards that the index names; each must hold what the index says, in the same folder."""
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, Mapping) or not all(isinstance(name, str) for name in places.values()):
+        raise CheckpointError(f"{index}: weight_map must say which file holds each key.")
+    tensors: dict[str, Stored] = {}
+    for name in sorted(set(places.values())):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise CheckpointError(f"{index} names {name!r}, which is no safetensors file beside it.")
+        shard = safetensors_in(index.parent / name)
+        expected = {key for key, place in places.items() if place == name}
+        if set(shard) != expected:
+            wrong = ", ".join(sorted(set(shard) ^ expected)[:5])
+            raise CheckpointError(f"{index.parent / name} and {index.name} disagree about {wrong}.")
+        tensors |= shard
+    return tensors
