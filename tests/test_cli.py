@@ -160,7 +160,7 @@ DATA_MISTAKES = {
 }
 
 MODEL_MISTAKES = {
-    "unknown model": ("--model gpt5", "gpt5 is neither a folder nor a model that ships"),
+    "unknown model": ("--model gpt5", "gpt5 is neither a folder, a file nor a model that ships"),
     "model not here": ("--model gpt2-xl", "the weights of gpt2-xl are not here"),
     "no files": ("--model {inputs}/nothing", "there is no file"),
     "truncated model": ("--model {inputs}/truncated", "truncated/model.safetensors is no whole safetensors file"),

@@ -435,3 +435,65 @@ def test_a_config_with_another_number_of_layers_is_refused_at_once(theirs: GPT2L
     (folder / "config.json").write_text(json.dumps({**config, "n_layer": 10**9}))
     with pytest.raises(mp.CheckpointError, match="too few for the 1000000000 layers"):
         mp.GPT2.from_pretrained(folder)
+
+
+# -- damaged files, at random ---------------------------------------------------------------------------------------
+
+
+def mutated(whole: bytes, random: np.random.Generator) -> bytes:
+    """Cut short, bits flipped, runs of bytes at the limits, a part written twice or moved over another."""
+    data = bytearray(whole)
+    start, length = int(random.integers(len(data))), int(random.integers(1, 16))
+    match int(random.integers(5)):
+        case 0:
+            del data[start:]
+        case 1:
+            for place in random.integers(len(data), size=int(random.integers(1, 9))):
+                data[place] ^= 1 << int(random.integers(8))
+        case 2:
+            data[start : start + length] = bytes([int(random.choice([0, 0x7F, 0xFF]))]) * length
+        case 3:
+            data[start:start] = data[start : start + length]
+        case 4:
+            other = int(random.integers(len(data)))
+            data[start : start + length] = data[other : other + length]
+    return bytes(data)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_two_hundred_damaged_files_are_refused_or_say_what_they_mean(
+    name: str, theirs: GPT2LMHeadModel, tmp_path: Path
+) -> None:
+    """Either a clear sentence, or the model that the file now describes, as `safetensors` and `json` read it."""
+    folder, random = safetensors_by_transformers(theirs, tmp_path / "model"), np.random.default_rng(1)
+    whole = (folder / name).read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little") if name == "model.safetensors" else len(whole)
+    sentences: list[str] = []
+    for number in range(200):
+        head, rest = (whole[:header], whole[header:]) if number % 2 else (whole, b"")
+        data = mutated(head, random) + rest
+        (folder / name).write_bytes(data)
+        try:
+            found = mp.GPT2.from_pretrained(folder).state_dict()
+        except (mp.CheckpointError, ValueError) as error:
+            sentences.append(str(error))
+            continue
+        described = load_file(folder / "model.safetensors")
+        expected = as_linear({key.removeprefix("transformer."): tensor for key, tensor in described.items()})
+        for key, tensor in found.items():
+            assert torch.equal(tensor, expected[key].float()), (number, key)
+    for sentence in sentences:
+        assert str(folder) in sentence
+        assert "\n" not in sentence or "Type-check" in sentence  # jaxtyping's, which only tests switch on
+    assert len(sentences) > (100 if name == "model.safetensors" else 30)
+
+
+def test_loading_gpt2_small_needs_little_memory_beside_it(tmp_path: Path) -> None:
+    """At most a quarter of the model's size in the type that it is loaded as; `transformers` needs thrice the size."""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("reads the peak of memory from /proc")
+    benchmark = Path(__file__).parents[1] / "benchmarks" / "loading.py"
+    mp.GPT2(mp.GPT2Config(), seed=0).save_pretrained(tmp_path)
+    for dtype in ("float32", "bfloat16"):
+        output = subprocess.check_output([sys.executable, benchmark, "--one", "ours", tmp_path, dtype])
+        assert 1 <= json.loads(output.splitlines()[-1])["memory"] <= 1.25, dtype
