@@ -34,10 +34,8 @@ def main() -> None:
         write_checkpoint(folder)
         result = {dtype: compare(folder, dtype, options.repeats) for dtype in DTYPES}
     for dtype, row in result.items():
-        print(
-            f"{dtype}: {row['time_ratio']:.2f} of transformers' time; peak memory {row['ours']['memory']:.2f} of the "
-        )
-        print(f"  model's size, transformers {row['theirs']['memory']:.2f}")
+        print(f"{dtype}: {row['time_ratio']:.2f} of transformers' time;")
+        print(f"  peak memory over size: ours {row['ours']['memory']:.2f}, theirs {row['theirs']['memory']:.2f}")
     if options.out:
         options.out.write_text(json.dumps(result, indent=2) + "\n")
 

@@ -50,7 +50,7 @@ def load_gpt2(
     """A GPT2 in evaluation mode, from a name that ships ("nano"), or a folder or file of weights in any form we read.
 
     The forms: `transformers` (safetensors, sharded or not, or pytorch_model.bin), OpenAI's TensorFlow checkpoint,
-    nanoGPT's ckpt.pt, minGPT's model.pt. One tensor at a time is read, so that memory holds little beside the model.
+    nanoGPT's ckpt.pt, minGPT's model.pt. They are read part by part, so that memory holds little beside the model.
 
     `dtype` None keeps fp32 (half-precision files are widened). The file's dropout rates are not taken over: a frozen
     model is not to be noisy; pass `dropout` to train with it.
@@ -65,24 +65,24 @@ def load_gpt2(
         )
     with torch.device("meta"):
         model = GPT2(dataclasses.replace(weights.config, dropout=dropout), attention)
-    expected = model.state_dict()
+    expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     check_keys(weights.path, set(tensors), set(expected))
+    turned = {key for key in expected if weights.conv1d and CONV1D.fullmatch(key)}
     for key, stored in tensors.items():  # every shape before the first number
-        needed = tuple(expected[key].shape)
-        turned = needed[::-1] if weights.conv1d and CONV1D.fullmatch(key) else needed
-        hint = " Was it transposed already?" if stored.shape == turned[::-1] != turned else ""
-        check_shape(weights.path, key, stored.shape, stored.dtype, turned, hint)
+        needed = expected[key][::-1] if key in turned else expected[key]
+        hint = " Was it transposed already?" if stored.shape == needed[::-1] != needed else ""
+        check_shape(weights.path, key, stored.shape, stored.dtype, needed, hint)
     state = {}
     for key, stored in tensors.items():
         # Into memory of its own, so that nothing keeps the file's pages, or needs the file afterwards.
-        own = torch.empty(expected[key].shape, dtype=dtype or torch.float32, device=device)
-        as_stored = own.T if weights.conv1d and CONV1D.fullmatch(key) else own
+        own = torch.empty(expected[key], dtype=dtype or torch.float32, device=device)
+        as_stored = own.T if key in turned else own
         for start, stop, rows in stored.parts():
             check_numbers(weights.path, key, rows)
             as_stored[start:stop].copy_(rows)
         state[key] = own
     model.load_state_dict(state, assign=True)
-    return model.to(device).eval()
+    return model.eval()
 
 
 def save_gpt2(model: GPT2, folder: str | Path, dtype: torch.dtype | None = None) -> None:

@@ -5,7 +5,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,17 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     Raises FileNotFoundError, or CheckpointError on anything that is no whole safetensors file.
     """
+    with open_safetensors(path) as file:
+        names = list(file.keys())
+        return {name: file.get_tensor(name).clone() for name in names}, dict(file.metadata() or {})
+
+
+@contextmanager
+def open_safetensors(path: str | Path) -> Iterator[Any]:
+    """A safetensors file, mapped into memory; what it gives is valid as long as nobody changes the file.
+
+    Raises FileNotFoundError, or CheckpointError on anything that is no whole safetensors file.
+    """
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
@@ -122,8 +134,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise FileNotFoundError(f"there is no file {path}.")
     try:
         with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            return {name: file.get_tensor(name).clone() for name in names}, dict(file.metadata() or {})
+            yield file
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
             f"{path} is no whole safetensors file ({error}); was a copy or download cut short?"

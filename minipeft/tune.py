@@ -71,8 +71,8 @@ def tune(
 
     Raises ValueError if the method has nothing to train or an example is too long, and what `train` raises.
     """
-    lr = config.lr if config.lr is not None else default_lr(method)
-    default_lr(method)
+    usual_lr = default_lr(method)
+    lr = usual_lr if config.lr is None else config.lr
     if getattr(method, "init", None) == "labels" and not getattr(method, "labels", None):
         method = replace(method, labels=tuple(task.word(label).strip() for label in task.labels))
     tuned = attach(model, method, seed=config.seed).train()

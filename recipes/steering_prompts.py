@@ -13,6 +13,7 @@ from pathlib import Path
 import minipeft as mp
 from minipeft.tasks import TASKS, Example, Task, task_from_file
 from minipeft.tasks.base import SPLITS
+from minipeft.training_state import STATE_FILE
 from minipeft.tune import TuneConfig, tune
 from minipeft.tuned import CONFIG_FILE, SHIPPED_ADAPTERS, WEIGHTS_FILE
 
@@ -34,7 +35,7 @@ def main() -> None:
         out = options.out / task.name
         batch_size = 8 if task.name == "shakespeare" else 32  # pieces of plays are long, reviews short
         config = TuneConfig(options.steps, batch_size, options.lr, eval_every=100, truncate=True)
-        _, result = tune(model, METHOD, task, config, out, resume=(out / "training_state.safetensors").exists())
+        _, result = tune(model, METHOD, task, config, out, resume=(out / STATE_FILE).exists())
         print(f"{task.name}: dev loss {-result.best_score:.3f} at step {result.best_step}", flush=True)
         (SHIPPED_ADAPTERS / task.name).mkdir(parents=True, exist_ok=True)
         for name in (CONFIG_FILE, WEIGHTS_FILE):

@@ -89,6 +89,7 @@ def measure(run: dict[str, Any]) -> dict[str, Any]:
     import minipeft as mp
     from minipeft.methods import METHODS
     from minipeft.tasks import TASKS
+    from minipeft.training_state import METRICS_FILE
     from minipeft.tune import TuneConfig, tune
 
     torch.set_num_threads(1)
@@ -97,12 +98,11 @@ def measure(run: dict[str, Any]) -> dict[str, Any]:
     config = TuneConfig(run["steps"], run["batch_size"], run["lr"], eval_every=run["steps"] // 4, seed=run["seed"])
     with tempfile.TemporaryDirectory() as out:
         _, result = tune(mp.GPT2.from_pretrained(run["model"]), method(**settings), TASKS[run["task"]](), config, out)
-        rows = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
+        rows = [json.loads(line) for line in (Path(out) / METRICS_FILE).read_text().splitlines()]
     curve = [[row["step"], round(row["dev_accuracy"], 4), round(row["dev_loss"], 4)] for row in rows if "score" in row]
-    best = max(accuracy for _, accuracy, _ in curve)
     return {
         "run": run,
-        "dev_accuracy": best,
+        "dev_accuracy": round(result.best_measured["dev_accuracy"], 4),
         "best_step": result.best_step,
         "seconds": round(result.seconds, 1),
         "dev_curve": curve,

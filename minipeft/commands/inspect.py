@@ -28,5 +28,6 @@ def inspect(
         tables = adapter_tables(load(path, load_model(model, "cpu")))
     else:
         tables = [checkpoint_table(load_model(path, "cpu"))]
+    console = Console()
     for table in tables:
-        Console().print(table)
+        console.print(table)

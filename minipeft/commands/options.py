@@ -53,7 +53,7 @@ def find_adapter(name: str) -> Path:
 
 
 def load_model(name: str | Path, device: str, dtype: str = "float32") -> "GPT2":
-    """The model that ships by this name, or in this folder, on the device that `--device` means."""
+    """The model that ships by this name, or in this folder or file, on the device that `--device` means."""
     import torch
 
     from minipeft.devices import choose_device

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minipeft.files import CheckpointError, read_json
+from minipeft.files import CheckpointError, open_safetensors, read_json
 from minipeft.formats.pickled import read_state_dict
 from minipeft.formats.stored import Stored, Weights
 from minipeft.gpt2 import GPT2Config
@@ -55,7 +55,7 @@ def read_hub(folder: Path) -> Weights:
         raise FileNotFoundError(
             f"there are no weights in {folder}: neither {WEIGHTS_FILE}, {SHARDS_FILE} nor {PICKLE_FILE}."
         )
-    return Weights(path, "transformers", config, tensors)
+    return Weights(path, config, tensors)
 
 
 def read_config(path: Path) -> GPT2Config:
@@ -87,35 +87,25 @@ def safetensors_in(path: Path) -> dict[str, Stored]:
 
     Raises FileNotFoundError, or CheckpointError on anything that is no whole safetensors file.
     """
-    from safetensors import SafetensorError, safe_open
+    with open_safetensors(path) as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        found = {name: (tuple(one.get_shape()), one.get_dtype()) for name, one in slices.items()}
+    return {name: _stored(path, name, shape, kind) for name, (shape, kind) in found.items()}
 
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}.")
 
-    def stored(name: str, shape: list[int], kind: str) -> Stored:
-        if kind not in SAFETENSORS_TYPES:
-            raise CheckpointError(f"{path}: key {name} is of type {kind}, which no weights are.")
+def _stored(path: Path, name: str, shape: tuple[int, ...], kind: str) -> Stored:
+    if kind not in SAFETENSORS_TYPES:
+        raise CheckpointError(f"{path}: key {name} is of type {kind}, which no weights are.")
 
-        def read() -> Tensor:
-            with safe_open(path, framework="pt") as file:
-                return file.get_tensor(name)
+    def read() -> Tensor:
+        with open_safetensors(path) as file:
+            return file.get_tensor(name)
 
-        def read_rows(start: int, stop: int) -> Tensor:
-            with safe_open(path, framework="pt") as file:
-                return file.get_slice(name)[start:stop]
+    def read_rows(start: int, stop: int) -> Tensor:
+        with open_safetensors(path) as file:
+            return file.get_slice(name)[start:stop]
 
-        return Stored(tuple(shape), SAFETENSORS_TYPES[kind], read, read_rows)
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            return {name: stored(name, one.get_shape(), one.get_dtype()) for name, one in slices.items()}
-    except (SafetensorError, OSError, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(
-            f"{path} is no whole safetensors file ({error}); was a copy or download cut short?"
-        ) from None
+    return Stored(shape, SAFETENSORS_TYPES[kind], read, read_rows)
 
 
 def _sharded(index: Path) -> dict[str, Stored]:

@@ -44,7 +44,6 @@ class Weights:
     """
 
     path: Path
-    form: str
     config: GPT2Config
     tensors: Mapping[str, Stored]
     conv1d: bool = True

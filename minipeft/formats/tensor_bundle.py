@@ -9,6 +9,7 @@ key is a tensor's name, a value a Protocol Buffers message `BundleEntryProto`: t
 Sources: LevelDB's `doc/table_format.md`; TensorFlow's `tensor_bundle.proto`.
 """
 
+import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -72,12 +73,9 @@ def _stored(name: str, entry: _Entry, data: Path) -> Stored:
     if entry.dtype not in DTYPES:
         raise _Broken(f"tensor {name} has TensorFlow's type number {entry.dtype}, which no weights have")
     dtype = DTYPES[entry.dtype]
-    count = 1
-    for length in entry.shape:
-        count *= length
     if entry.sliced or entry.shard != 0:
         raise _Broken(f"tensor {name} is spread over several places, which GPT-2's files never are")
-    if entry.size != count * dtype.itemsize:
+    if entry.size != math.prod(entry.shape) * dtype.itemsize:
         raise _Broken(f"tensor {name} has {entry.size} bytes, but its shape {entry.shape} needs another number")
     if entry.offset + entry.size > data.stat().st_size:
         raise _Broken(f"tensor {name} reaches beyond the end of {data.name}; was a copy or download cut short")
