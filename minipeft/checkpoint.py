@@ -2,9 +2,11 @@
 
 import dataclasses
 import re
+import sys
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from minipeft.files import (
     CheckpointError,
@@ -37,6 +39,8 @@ CONV1D = re.compile(r"h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\
 """OpenAI wrote these linear layers as 1×1 convolutions: their weights are stored [in, out], PyTorch's are [out, in]."""
 MASK_BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 """Old files carry each block's causal mask; it is no weight."""
+MAPPED_FILES_CAN_BE_REPLACED = sys.platform != "win32"
+"""Windows refuses to replace a file that is mapped: no model could be saved to where it came from."""
 
 
 def load_gpt2(
@@ -50,7 +54,11 @@ def load_gpt2(
     """A GPT2 in evaluation mode, from a name that ships ("nano"), or a folder or file of weights in any form we read.
 
     The forms: `transformers` (safetensors, sharded or not, or pytorch_model.bin), OpenAI's TensorFlow checkpoint,
-    nanoGPT's ckpt.pt, minGPT's model.pt. They are read part by part, so that memory holds little beside the model.
+    nanoGPT's ckpt.pt, minGPT's model.pt.
+
+    Weights that the file holds as they are wanted (on the CPU, of type `dtype`) are mapped, not copied: training writes
+    to memory alone and the file may be deleted or replaced, but must not be written over in place while the model is in
+    use. Others are copied part by part. Either way memory holds little beside the model.
 
     `dtype` None keeps fp32 (half-precision files are widened). The file's dropout rates are not taken over: a frozen
     model is not to be noisy; pass `dropout` to train with it.
@@ -74,15 +82,23 @@ def load_gpt2(
         check_shape(weights.path, key, stored.shape, stored.dtype, needed, hint)
     state = {}
     for key, stored in tensors.items():
-        # Into memory of its own, so that nothing keeps the file's pages, or needs the file afterwards.
-        own = torch.empty(expected[key], dtype=dtype or torch.float32, device=device)
-        as_stored = own.T if key in turned else own
-        for start, stop, rows in stored.parts():
-            check_numbers(weights.path, key, rows)
-            as_stored[start:stop].copy_(rows)
-        state[key] = own
+        as_stored = _in_memory(weights.path, key, stored, torch.device(device), dtype or torch.float32)
+        state[key] = as_stored.T if key in turned else as_stored  # a view: turning the numbers over would take longest
     model.load_state_dict(state, assign=True)
     return model.eval()
+
+
+def _in_memory(path: Path, key: str, stored: Stored, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The numbers of one tensor, checked: the file's own pages where they are what is wanted, else a copy."""
+    if stored.dtype == dtype and device.type == "cpu" and MAPPED_FILES_CAN_BE_REPLACED:
+        tensor = stored.read()
+        check_numbers(path, key, tensor)
+        return tensor
+    own = torch.empty(stored.shape, dtype=dtype, device=device)
+    for start, stop, rows in stored.parts():
+        check_numbers(path, key, rows)
+        own[start:stop].copy_(rows)
+    return own
 
 
 def save_gpt2(model: GPT2, folder: str | Path, dtype: torch.dtype | None = None) -> None:

@@ -154,18 +154,44 @@ def test_every_form_loads_in_half_precision(
 
 
 @each_form
-def test_a_loaded_model_needs_its_file_no_more(
+def test_a_loaded_model_outlives_its_files(
     write: Callable[[GPT2LMHeadModel, Path], Path], theirs: GPT2LMHeadModel, tmp_path: Path
 ) -> None:
+    """They may be deleted, or replaced as every tool that writes atomically does."""
     folder = write(theirs, tmp_path / "model")
     ours = mp.GPT2.from_pretrained(folder)
     before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
-    for path in folder.iterdir():
-        with open(path, "r+b") as file:
-            file.write(b"\xff" * path.stat().st_size)
-        path.unlink()
+    for path in list(folder.iterdir()):
+        other = path.with_suffix(".new")
+        other.write_bytes(b"\xff" * path.stat().st_size)
+        other.replace(path)
     for name, tensor in ours.state_dict().items():
         assert torch.equal(tensor, before[name]), name
+
+
+@each_form
+def test_training_a_loaded_model_leaves_its_files_alone(
+    write: Callable[[GPT2LMHeadModel, Path], Path], theirs: GPT2LMHeadModel, tmp_path: Path
+) -> None:
+    """The weights may be pages of the file; a step must write to memory only."""
+    folder = write(theirs, tmp_path / "model")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    ours = mp.GPT2.from_pretrained(folder)
+    tokens = random_tokens(2, 20)
+    optimizer = torch.optim.AdamW(ours.parameters(), lr=0.1)
+    first = ours.loss(tokens, tokens)
+    first.backward()
+    optimizer.step()
+    assert ours.loss(tokens, tokens) != first
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_full_finetuning_of_a_mapped_model_lies_row_by_row(theirs: GPT2LMHeadModel, tmp_path: Path) -> None:
+    """A loaded linear weight is a view the other way round; an optimizer's moments that come from a file are not."""
+    ours = mp.GPT2.from_pretrained(safetensors_by_transformers(theirs, tmp_path / "model"))
+    assert ours.blocks[0].mlp.c_fc.weight.T.is_contiguous()
+    tuned = mp.attach(ours, mp.FullFinetuning(), seed=0)
+    assert all(parameter.is_contiguous() for parameter in tuned.trainable_parameters().values())
 
 
 # -- TensorFlow -----------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The form of the Hugging Face hub: `config.json` with `model.safetensors`, its shards, or `pytorch_model.bin`."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,23 +84,32 @@ def read_config(path: Path) -> GPT2Config:
 
 
 def safetensors_in(path: Path) -> dict[str, Stored]:
-    """What a safetensors file holds. Each `read` maps the file anew, so that no page stays in memory behind it.
+    """What a safetensors file holds. `read` gives views of the mapped file.
+
+    `read_rows` maps it anew each time, so that no page stays in memory behind what is only to be copied.
 
     Raises FileNotFoundError, or CheckpointError on anything that is no whole safetensors file.
     """
     with open_safetensors(path) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         found = {name: (tuple(one.get_shape()), one.get_dtype()) for name, one in slices.items()}
-    return {name: _stored(path, name, shape, kind) for name, (shape, kind) in found.items()}
+
+    @functools.cache
+    def mapped() -> dict[str, Tensor]:
+        with open_safetensors(path) as file:
+            return {name: file.get_tensor(name) for name in found}
+
+    return {name: _stored(path, name, shape, kind, mapped) for name, (shape, kind) in found.items()}
 
 
-def _stored(path: Path, name: str, shape: tuple[int, ...], kind: str) -> Stored:
+def _stored(
+    path: Path, name: str, shape: tuple[int, ...], kind: str, mapped: Callable[[], dict[str, Tensor]]
+) -> Stored:
     if kind not in SAFETENSORS_TYPES:
         raise CheckpointError(f"{path}: key {name} is of type {kind}, which no weights are.")
 
     def read() -> Tensor:
-        with open_safetensors(path) as file:
-            return file.get_tensor(name)
+        return mapped()[name]
 
     def read_rows(start: int, stop: int) -> Tensor:
         with open_safetensors(path) as file:

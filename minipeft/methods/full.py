@@ -69,7 +69,8 @@ def _fp32_copy(model: GPT2) -> GPT2:
     """The same model in fp32, sharing no tensor with it."""
     with torch.device("meta"):
         copied = GPT2(model.config)
-    tensors = {name: tensor.detach().to(torch.float32, copy=True) for name, tensor in model.state_dict().items()}
+    # Row by row in memory, however the base lies there: optimizer moments that are read from a file must lie likewise.
+    tensors = {name: torch.empty(t.shape).to(t.device).copy_(t) for name, t in model.state_dict().items()}
     copied.load_state_dict(tensors, assign=True)
     for block, original in zip(copied.blocks, model.blocks, strict=True):
         block.attn.attend = original.attn.attend
