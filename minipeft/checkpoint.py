@@ -3,11 +3,13 @@
 import dataclasses
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from minipeft.downloads import PUBLIC, download
 from minipeft.files import (
     CheckpointError,
     check_keys,
@@ -17,21 +19,13 @@ from minipeft.files import (
     tensor_bytes,
     write_together,
 )
-from minipeft.formats.hub import (
-    CONFIG_FILE,
-    FIXED_SETTINGS,
-    GELU,
-    SHAPE_KEYS,
-    WEIGHTS_FILE,
-    read_hub,
-)
+from minipeft.formats.hub import CONFIG_FILE, WEIGHTS_FILE, config_json, read_config, read_hub, safetensors_in
 from minipeft.formats.openai import HPARAMS_FILE, read_openai
 from minipeft.formats.pickled import read_nano_or_min_gpt
 from minipeft.formats.stored import Stored, Weights
-from minipeft.gpt2 import GPT2
+from minipeft.gpt2 import GPT2, GPT2Config
 
 SHIPPED = {"nano": Path(__file__).parent / "assets" / "nano"}
-PUBLIC = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
 
 PREFIX = "transformer."
 HEAD = "lm_head.weight"
@@ -51,7 +45,10 @@ def load_gpt2(
     attention: str = "fused",
     dropout: float = 0.0,
 ) -> GPT2:
-    """A GPT2 in evaluation mode, from a name that ships ("nano"), or a folder or file of weights in any form we read.
+    """A GPT2 in evaluation mode, by its name, or from a folder or file of weights in any form we read.
+
+    The names: "nano" ships; "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl" and "distilgpt2" are brought from the
+    Hugging Face hub once and then kept in its cache.
 
     The forms: `transformers` (safetensors, sharded or not, or pytorch_model.bin), OpenAI's TensorFlow checkpoint,
     nanoGPT's ckpt.pt, minGPT's model.pt.
@@ -64,7 +61,7 @@ def load_gpt2(
     model is not to be noisy; pass `dropout` to train with it.
     Raises FileNotFoundError if there is no such model, CheckpointError if its files are not a whole GPT-2.
     """
-    weights = open_weights(find_model(name))
+    weights = open_model(name)
     tensors = public_tensors(weights)
     if weights.config.n_layer > len(tensors):  # before a model of a billion layers is laid out
         raise CheckpointError(
@@ -111,32 +108,26 @@ def save_gpt2(model: GPT2, folder: str | Path, dtype: torch.dtype | None = None)
     for name, tensor in model.state_dict().items():
         stored = tensor.T if CONV1D.fullmatch(name) else tensor
         tensors[name if name == HEAD else PREFIX + name] = stored.to(dtype or tensor.dtype)
-    config = {"architectures": ["GPT2LMHeadModel"], **{key: values[0] for key, values in FIXED_SETTINGS.items()}}
-    config |= {key: getattr(model.config, key) for key in SHAPE_KEYS} | {
-        "n_ctx": model.config.n_positions,
-        "n_inner": None,
-    }
-    config["activation_function"] = next(name for name, gelu in GELU.items() if gelu == model.config.gelu)
-    config["tie_word_embeddings"] = model.config.tied
-    config |= {f"{part}_pdrop": model.config.dropout for part in ("attn", "embd", "resid")}
-    config |= dict.fromkeys(("bos_token_id", "eos_token_id"), model.config.vocab_size - 1)
-    config["dtype"] = str(dtype or model.dtype).removeprefix("torch.")
-    write_together({folder / CONFIG_FILE: json_bytes(config), folder / WEIGHTS_FILE: tensor_bytes(tensors)})
+    config = json_bytes(config_json(model.config, dtype or model.dtype))
+    write_together({folder / CONFIG_FILE: config, folder / WEIGHTS_FILE: tensor_bytes(tensors)})
 
 
-def find_model(name: str | Path) -> Path:
-    """Where a model that ships is, or the folder or file that was named. Raises FileNotFoundError if neither is."""
+def open_model(name: str | Path) -> Weights:
+    """What a model holds: one that ships, a public one (brought if it is not here yet), or a named folder or file.
+
+    Raises FileNotFoundError if there is none, and what `open_weights` and `downloads.download` raise.
+    """
     if isinstance(name, str) and name in SHIPPED:
-        return SHIPPED[name]
-    ships = ", ".join(SHIPPED)
+        return open_weights(SHIPPED[name])
     if isinstance(name, str) and name in PUBLIC:  # before folders: one that is called gpt2 must not stand in
-        raise FileNotFoundError(
-            f"the weights of {name} are not here; save them as a folder with {CONFIG_FILE} and {WEIGHTS_FILE} "
-            f"and name that folder, a folder called {name} as ./{name} (models that ship: {ships})."
-        )
+        path = download(name, say=lambda line: print(line, file=sys.stderr))
+        return Weights(path, PUBLIC[name].config, safetensors_in(path))
     if Path(name).exists():
-        return Path(name)
-    raise FileNotFoundError(f"{name} is neither a folder, a file nor a model that ships ({ships}).")
+        return open_weights(Path(name))
+    raise FileNotFoundError(
+        f"{name} is neither a folder, a file, a model that ships ({', '.join(SHIPPED)}) nor a public one "
+        f"({', '.join(PUBLIC)})."
+    )
 
 
 def open_weights(path: Path) -> Weights:
@@ -144,11 +135,32 @@ def open_weights(path: Path) -> Weights:
 
     Raises FileNotFoundError if there are no weights, CheckpointError if they are damaged or no GPT-2's.
     """
+    if path.suffix == ".safetensors" and path.is_file():
+        return _single_safetensors(path)
     if path.is_file():
         return read_nano_or_min_gpt(path)
     if (path / HPARAMS_FILE).is_file() and not (path / CONFIG_FILE).is_file():
         return read_openai(path)
     return read_hub(path)
+
+
+def _single_safetensors(path: Path) -> Weights:
+    """A file on its own: the config.json beside it gives its shape, or the public model that has the same shapes."""
+    tensors = safetensors_in(path)
+    if (path.parent / CONFIG_FILE).is_file():
+        return Weights(path, read_config(path.parent / CONFIG_FILE), tensors)
+    for model in PUBLIC.values():
+        if _shapes_of(model.config, tensors):
+            return Weights(path, model.config, tensors)
+    raise FileNotFoundError(f"{path} is none of {', '.join(PUBLIC)}, and there is no {CONFIG_FILE} beside it.")
+
+
+def _shapes_of(config: GPT2Config, tensors: Mapping[str, Stored]) -> bool:
+    """Whether embeddings and number of blocks are those of `config`; the whole is checked when it is loaded."""
+    bare = {key.removeprefix(PREFIX): stored.shape for key, stored in tensors.items()}
+    last, next_one = (f"h.{layer}.ln_1.weight" in bare for layer in (config.n_layer - 1, config.n_layer))
+    embeddings = [(config.vocab_size, config.n_embd), (config.n_positions, config.n_embd)]
+    return last and not next_one and [bare.get("wte.weight"), bare.get("wpe.weight")] == embeddings
 
 
 def public_tensors(weights: Weights) -> dict[str, Stored]:

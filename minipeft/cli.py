@@ -5,6 +5,7 @@ import sys
 import typer
 
 from minipeft.commands.demo import demo
+from minipeft.commands.download import download
 from minipeft.commands.evaluate import evaluate
 from minipeft.commands.generate import generate
 from minipeft.commands.inspect import inspect
@@ -23,18 +24,31 @@ app.command()(tune)
 app.command("eval")(evaluate)
 app.command()(pretrain)
 app.command()(inspect)
+app.command()(download)
 app.command()(demo)
 
 
 def main() -> None:
-    """The entry point: what a person or a file did wrong ends in one sentence and exit code 2."""
+    """The entry point of `minipeft`."""
+    _in_one_sentence(app, "minipeft")
+
+
+def run_download() -> None:
+    """The entry point of `weights_download.py`."""
+    alone = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode="markdown", add_completion=False)
+    alone.command()(download)
+    _in_one_sentence(alone, "weights_download.py")
+
+
+def _in_one_sentence(commands: typer.Typer, name: str) -> None:
+    """What a person or a file did wrong ends in one sentence and exit code 2."""
     try:
-        app()
+        commands()
     except (ValueError, OSError) as error:
         message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         if isinstance(error, OSError) and error.filename and str(error.filename) not in message:
             message = f"{error.filename}: {message}"
-        print(f"minipeft: {message}", file=sys.stderr)
+        print(f"{name}: {message}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -62,6 +62,12 @@ class GPT2Config:
         """Dh, the width of one head."""
         return self.n_embd // self.n_head
 
+    def num_parameters(self) -> int:
+        """How many numbers a model of this shape has, counted without making it; a tied head counts once."""
+        L, D = self.n_layer, self.n_embd
+        embeddings = ((1 if self.tied else 2) * self.vocab_size + self.n_positions) * D
+        return 12 * L * D * D + 13 * L * D + embeddings + 2 * D
+
 
 class CausalSelfAttention(nn.Module):
     """Every token reads from the memory, the tokens before it and itself."""

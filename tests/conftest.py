@@ -1,7 +1,13 @@
-"""What every test starts from: one thread, and the same random numbers whichever tests ran before it."""
+"""What every test starts from: one thread, no network, and the same random numbers whichever tests ran before it."""
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 
 import pytest
 import torch
+from huggingface_hub import constants
 
 torch.set_num_threads(1)
 
@@ -9,3 +15,10 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def no_public_weights(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real weights, where a machine has them, are seen only by the tests that are about them."""
+    if request.node.get_closest_marker("weights") is None:
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))

@@ -160,8 +160,11 @@ DATA_MISTAKES = {
 }
 
 MODEL_MISTAKES = {
-    "unknown model": ("--model gpt5", "gpt5 is neither a folder, a file nor a model that ships"),
-    "model not here": ("--model gpt2-xl", "the weights of gpt2-xl are not here"),
+    "unknown model": (
+        "--model gpt5",
+        "gpt5 is neither a folder, a file, a model that ships (nano) nor a public",
+    ),
+    "model not here": ("--model gpt2-xl", "gpt2-xl is not here, and HF_HUB_OFFLINE forbids bringing it"),
     "no files": ("--model {inputs}/nothing", "there is no file"),
     "truncated model": ("--model {inputs}/truncated", "truncated/model.safetensors is no whole safetensors file"),
     "junk for a model": ("--model {inputs}/junk", "junk/model.safetensors is no whole safetensors file"),

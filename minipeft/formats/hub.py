@@ -83,6 +83,18 @@ def read_config(path: Path) -> GPT2Config:
     return config
 
 
+def config_json(config: GPT2Config, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """What `transformers` writes into config.json for this shape."""
+    written: dict[str, Any] = {"architectures": ["GPT2LMHeadModel"]}
+    written |= {key: values[0] for key, values in FIXED_SETTINGS.items()}
+    written |= {key: getattr(config, key) for key in SHAPE_KEYS} | {"n_ctx": config.n_positions, "n_inner": None}
+    written["activation_function"] = next(name for name, gelu in GELU.items() if gelu == config.gelu)
+    written["tie_word_embeddings"] = config.tied
+    written |= {f"{part}_pdrop": config.dropout for part in ("attn", "embd", "resid")}
+    written |= dict.fromkeys(("bos_token_id", "eos_token_id"), config.vocab_size - 1)
+    return written | {"dtype": str(dtype).removeprefix("torch.")}
+
+
 def safetensors_in(path: Path) -> dict[str, Stored]:
     """What a safetensors file holds. `read` gives views of the mapped file.
 

@@ -1,0 +1,7 @@
+"""The public GPT-2 weights, brought and checked."""
+
+from minipeft.downloads.failures import DownloadError
+from minipeft.downloads.public import PUBLIC
+from minipeft.downloads.store import adopt, download, verify
+
+__all__ = ["PUBLIC", "DownloadError", "adopt", "download", "verify"]

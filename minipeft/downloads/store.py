@@ -1,0 +1,255 @@
+"""Where the public weights are kept: the Hugging Face hub's own cache, or a folder of the user's.
+
+A file gets its name only when its SHA-256 is right; until then it is an `.incomplete` file, which an interrupted
+download goes on with.
+"""
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+
+from minipeft.downloads.failures import DownloadError, command, explained
+from minipeft.downloads.public import HASHED_AT_ONCE, PUBLIC, WEIGHTS_FILE, PublicModel, sha256_of
+from minipeft.downloads.transfer import Remote, Say, file_size, look_up, pinned, stream, token_for, trying
+from minipeft.files import CheckpointError, write_json
+from minipeft.progress import bytes_bar
+
+
+def download(name: str, to: Path | None = None, mirror: str | None = None, say: Say = print) -> Path:
+    """The weights of a public model, verified, in the hub's cache, or as a whole model in the folder `to`.
+
+    What is there already is not brought again. `mirror` is the address of another hub; it is never shown your token.
+    Raises DownloadError, CheckpointError if the file is not the one that was promised, KeyboardInterrupt; bytes that
+    have come stay for the next call.
+    """
+    model = PUBLIC[name]
+    with explained(name, mirror, to):
+        cached = _found_or_set_aside(model, say)
+        if to is not None:
+            return _into_folder(name, to, mirror, cached, say)
+        if cached is not None:
+            return cached
+        remote = look_up(model, mirror, say)
+        blob = _cache_folder(model) / "blobs" / remote.sha256
+        with _alone(blob, say):
+            if not blob.exists():
+                _bring(name, remote, blob, mirror, say)
+        return _link(model, mirror, say)
+
+
+def adopt(name: str, file: Path, to: Path | None = None, mirror: str | None = None, say: Say = print) -> Path:
+    """A copy, where `download` would put it, of a file that is here already, if it is the public model's.
+
+    Raises FileNotFoundError if there is no such file, CheckpointError if it is another one, and what `download` raises.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file {file}.")
+    model = PUBLIC[name]
+    with explained(name, mirror, to):
+        remote = pinned(model) or look_up(model, mirror, say)
+        found = sha256_of(file)
+        if found != remote.sha256:
+            raise CheckpointError(
+                f"{file} is not {name}'s {WEIGHTS_FILE}: its SHA-256 is {found}, not {remote.sha256}; use it as it is "
+                f"with --model {file}, or bring the right one with: minipeft download {name}"
+            )
+        target = (_cache_folder(model) / "blobs" / remote.sha256) if to is None else to / WEIGHTS_FILE
+        with _alone(target, say):
+            if not target.exists():
+                _copy(file, target, remote)
+        if to is not None:
+            _describe(name, to)
+            return target
+        return _snapshot(model, remote, target)
+
+
+def verify(name: str, folder: Path | None = None, mirror: str | None = None, say: Say = print) -> Path:
+    """The model's file in the cache, or in `folder`, after its SHA-256 was computed and found right.
+
+    Raises DownloadError if it is not there, CheckpointError if it is wrong: it was set aside then.
+    """
+    model = PUBLIC[name]
+    with explained(name, mirror, folder):
+        path = folder / WEIGHTS_FILE if folder is not None else _found_or_set_aside(model, say)
+        if path is None or not path.is_file():
+            raise DownloadError(f"{name} is not here; bring it with: {command(name, mirror, folder)}")
+        known = model.sha256 or _name_of_blob(path) or look_up(model, mirror, say).sha256
+        say(f"{path}: computing the SHA-256 of {path.stat().st_size:,} bytes")
+        found = sha256_of(path)
+        if found != known:
+            aside = _set_aside(path.resolve())
+            if path.is_symlink():
+                path.unlink()
+            raise CheckpointError(
+                f"{path} was damaged (its SHA-256 is {found}, not {known}) and now lies in {aside}; bring it again "
+                f"with: {command(name, mirror, folder)}"
+            )
+        say(f"{path}: SHA-256 {found}, as it must be")
+        return path
+
+
+def _bring(name: str, remote: Remote, target: Path, mirror: str | None, say: Say) -> None:
+    """The remote file under the name `target`, if and when its SHA-256 is right."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial(target, remote)
+    begun = file_size(partial)
+    room = shutil.disk_usage(target.parent).free
+    if remote.size - begun > room:
+        raise OSError(errno.ENOSPC, f"{remote.size - begun:,} bytes are missing and {room:,} are free")
+    say(f"{name}: {remote.size:,} bytes to {target}" + (f", {begun:,} are here already" if begun else ""))
+    with bytes_bar(name, remote.size) as show:
+        trying(lambda: stream(remote, partial, mirror, show), say, progressed=lambda: file_size(partial))
+    found = sha256_of(partial)
+    if found != remote.sha256 and begun:  # perhaps the first part was of another file: once more, from nothing
+        say(f"{name}: the part that was here already did not fit; all of it again")
+        partial.unlink()
+        _bring(name, remote, target, mirror, say)
+        return
+    if found != remote.sha256:
+        aside = _set_aside(partial)
+        raise CheckpointError(
+            f"what came as {name} has the SHA-256 {found}, not {remote.sha256}; it was not used and lies in {aside}. "
+            f"Try again, or another --mirror: {command(name)}"
+        )
+    os.replace(partial, target)
+    say(f"{name}: SHA-256 {found}, revision {remote.revision}")
+
+
+def _cache_folder(model: PublicModel) -> Path:
+    """The hub's cache: `blobs/` holds files by their SHA-256, `snapshots/REVISION/` links to them by name."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / ("models--" + model.repo.replace("/", "--"))
+
+
+def _link(model: PublicModel, mirror: str | None, say: Say) -> Path:
+    """Let the hub's client give the blob its name in the snapshot; it finds the bytes there and brings none."""
+    from huggingface_hub import hf_hub_download
+
+    return Path(
+        trying(
+            lambda: hf_hub_download(
+                model.repo, WEIGHTS_FILE, revision=model.revision, endpoint=mirror, token=token_for(mirror)
+            ),
+            say,
+        )
+    )
+
+
+def _snapshot(model: PublicModel, remote: Remote, blob: Path) -> Path:
+    """The same without a network: the name in the snapshot, as a link where links can be made, else as the file."""
+    folder = _cache_folder(model)
+    named = folder / "snapshots" / remote.revision / WEIGHTS_FILE
+    named.parent.mkdir(parents=True, exist_ok=True)
+    if not named.exists():
+        try:
+            named.symlink_to(os.path.relpath(blob, named.parent))
+        except OSError:
+            os.replace(blob, named)
+    if model.revision != remote.revision:
+        (folder / "refs").mkdir(exist_ok=True)
+        (folder / "refs" / model.revision).write_text(remote.revision)
+    return named
+
+
+def _into_folder(name: str, to: Path, mirror: str | None, cached: Path | None, say: Say) -> Path:
+    """`to` as a folder of `transformers`' layout, copied from the cache or brought."""
+    target, model = to / WEIGHTS_FILE, PUBLIC[name]
+    if cached is not None:
+        remote = pinned(model) or Remote("", "", _name_of_blob(cached) or sha256_of(cached), cached.stat().st_size)
+    else:
+        remote = look_up(model, mirror, say)
+    with _alone(target, say):
+        if target.exists():
+            if sha256_of(target) != remote.sha256:
+                raise DownloadError(f"{target} is another file; name another folder with --to, or move it away")
+            say(f"{target} is here already, and right")
+        elif cached is not None:
+            say(f"{name}: copied from {cached}")
+            _copy(cached, target, remote)
+        else:
+            _bring(name, remote, target, mirror, say)
+        _describe(name, to)
+    return target
+
+
+def _describe(name: str, folder: Path) -> None:
+    """The config.json that makes the folder a model; one that is there already is left alone."""
+    from minipeft.formats.hub import config_json
+
+    if not (folder / "config.json").exists():
+        write_json(folder / "config.json", config_json(PUBLIC[name].config))
+
+
+def _copy(source: Path, target: Path, remote: Remote) -> None:
+    """A copy that gets its name only if its SHA-256 is right."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial(target, remote)
+    digest = sha256()
+    try:
+        with open(source, "rb") as old, open(partial, "wb") as new:
+            while block := old.read(HASHED_AT_ONCE):
+                digest.update(block)
+                new.write(block)
+            new.flush()
+            os.fsync(new.fileno())
+        if digest.hexdigest() != remote.sha256:
+            raise CheckpointError(
+                f"{source} changed or is damaged: its SHA-256 is not {remote.sha256}; nothing was copied"
+            )
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _found_or_set_aside(model: PublicModel, say: Say) -> Path | None:
+    try:
+        return model.find()
+    except CheckpointError as error:
+        say(str(error))
+        from huggingface_hub import try_to_load_from_cache
+
+        named = Path(str(try_to_load_from_cache(model.repo, WEIGHTS_FILE, revision=model.revision)))
+        say(f"it was set aside as {_set_aside(named.resolve())}")
+        named.unlink(missing_ok=True)
+        return None
+
+
+def _name_of_blob(path: Path) -> str | None:
+    """The SHA-256 that the hub's cache files it under."""
+    name = path.resolve().name
+    return name if len(name) == 64 else None
+
+
+def _partial(target: Path, remote: Remote) -> Path:
+    return target.with_name(f".{WEIGHTS_FILE}.{remote.sha256[:16]}.incomplete")
+
+
+def _set_aside(path: Path) -> Path:
+    """Move a wrong file to where nobody takes it for a right one."""
+    aside = path.with_name(path.name.removesuffix(".incomplete") + ".wrong")
+    os.replace(path, aside)
+    return aside
+
+
+@contextmanager
+def _alone(target: Path, say: Say) -> Iterator[None]:
+    """Nobody else on this machine brings `target` meanwhile; whoever comes second waits, and is told so."""
+    from filelock import FileLock, Timeout
+
+    mine = sha256(f"{getattr(os, 'getuid', lambda: '')()} {target.resolve()}".encode()).hexdigest()[:16]
+    lock = FileLock(Path(tempfile.gettempdir()) / f"minipeft-{mine}.lock")
+    try:
+        lock.acquire(timeout=0.5)
+    except Timeout:
+        say(f"somebody else is bringing {target.name} here; waiting for them")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
