@@ -121,7 +121,7 @@ def open_model(name: str | Path) -> Weights:
         return open_weights(SHIPPED[name])
     if isinstance(name, str) and name in PUBLIC:  # before folders: one that is called gpt2 must not stand in
         path = download(name, say=lambda line: print(line, file=sys.stderr))
-        return Weights(path, PUBLIC[name].config, safetensors_in(path))
+        return Weights(path, PUBLIC[name].config, safetensors_in(path), (path,))
     if Path(name).exists():
         return open_weights(Path(name))
     raise FileNotFoundError(
@@ -148,10 +148,11 @@ def _single_safetensors(path: Path) -> Weights:
     """A file on its own: the config.json beside it gives its shape, or the public model that has the same shapes."""
     tensors = safetensors_in(path)
     if (path.parent / CONFIG_FILE).is_file():
-        return Weights(path, read_config(path.parent / CONFIG_FILE), tensors)
+        beside = path.parent / CONFIG_FILE
+        return Weights(path, read_config(beside), tensors, (beside, path))
     for model in PUBLIC.values():
         if _shapes_of(model.config, tensors):
-            return Weights(path, model.config, tensors)
+            return Weights(path, model.config, tensors, (path,))
     raise FileNotFoundError(f"{path} is none of {', '.join(PUBLIC)}, and there is no {CONFIG_FILE} beside it.")
 
 

@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from minipeft.batches import BucketedBatches
@@ -54,14 +53,8 @@ def default_lr(method: Method) -> float:
 
 def encoder_for(tuned: Tuned, task: Task, truncate: bool = False) -> Encoder:
     """How this tuned model reads the task's examples: its hard prompt, and the room its prompt or prefix leaves."""
-    with torch.no_grad():
-        doors = tuned.attachment.doors()
-    taken = (0 if doors.prompt is None else doors.prompt.shape[1]) + (
-        0 if doors.memory is None else doors.memory.length
-    )
     template = tuned.method.template if isinstance(tuned.method, HardPrompt) else None
-    room = tuned.base.config.n_positions - taken
-    return Encoder(task, tuned.base.tokenizer, room, template, truncate)
+    return Encoder(task, tuned.base.tokenizer, tuned.room, template, truncate)
 
 
 def tune(

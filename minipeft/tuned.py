@@ -85,6 +85,15 @@ class Tuned(nn.Module):
         """The model that runs: the base itself, except after full finetuning."""
         return self._models[1]
 
+    @property
+    def room(self) -> int:
+        """How many tokens fit: the model's positions without those that a prompt or prefix takes."""
+        with torch.no_grad():
+            doors = self.attachment.doors()
+        prompt = 0 if doors.prompt is None else doors.prompt.shape[1]
+        memory = 0 if doors.memory is None else doors.memory.length
+        return self.base.config.n_positions - prompt - memory
+
     def forward(
         self, tokens: Int[Tensor, "B T"], attention_mask: Int[Tensor, "B T"] | Bool[Tensor, "B T"] | None = None
     ) -> Float[Tensor, "B T V"]:

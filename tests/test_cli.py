@@ -215,6 +215,28 @@ OTHER_MISTAKES = {
     "unknown split": (f"{EVAL} --split valid", "split is 'valid'; it can be train, dev or test."),
     "nothing to measure": (EVAL_NOTHING, "say what to measure: --adapter DIR, or a hard prompt by --template"),
     "two to measure": (f"{EVAL} --template '{{{{text}}}}'", "say what to measure: --adapter DIR, or a hard prompt"),
+    "unknown file to measure": (f"eval {MODEL} --task text --data {{inputs}}/nowhere.txt", "there is no file"),
+    "no text named": (f"eval {MODEL} --task text", "say which text: minipeft eval --task text --data FILE"),
+    "stride too long": (
+        f"eval {MODEL} --task text --data {{inputs}}/texts.txt --stride 65",
+        "stride is 65; it must be between 1 and the 64 positions",
+    ),
+    "no rows": (f"eval {MODEL} --task text --data {{inputs}}/texts.txt --batch-size 0", "batch_size is 0"),
+    "a template for a text": (
+        f"eval {MODEL} --task text --data {{inputs}}/texts.txt --template '{{{{text}}}}'",
+        "text is measured as it is",
+    ),
+    "a stride for labels": (f"{EVAL} --stride 3", "--stride, --limit, --as-is and --fill are for wikitext2"),
+    "no table to fill": (
+        f"eval {MODEL} --task text --data {{inputs}}/texts.txt --fill {{inputs}}/texts.txt",
+        "texts.txt has no row for text and",
+    ),
+    "a download of nothing": ("download", "name a model: gpt2, gpt2-medium"),
+    "a download of an unknown model": ("download gpt5", "'gpt5' is no public GPT-2: gpt2, gpt2-medium"),
+    "a file that is not there": ("download gpt2 --from-file {inputs}/nowhere", "there is no file"),
+    "another file": ("download gpt2 --from-file {inputs}/texts.txt", "is not gpt2's model.safetensors"),
+    "two checks": ("download gpt2 --verify --from-file {inputs}/texts.txt", "Give one of them"),
+    "checking what is not here": ("download gpt2 --verify", "gpt2 is not here; bring it with: minipeft download"),
     "template without slot": (f"{EVAL_NOTHING} --template 'It was'", "must contain {text} exactly once."),
     "template with two": (f"{EVAL_NOTHING} --template '{TWO_SLOTS}'", "must contain {text} exactly once."),
     "temperature below zero": (f"{GENERATE} --temperature -1", "temperature must be a number of at least 0, got -1.0."),
@@ -494,6 +516,23 @@ def test_inspect_counts_the_parameters_of_a_checkpoint(run: Run, inputs: Path) -
     counts = [int(number.replace(",", "")) for number in re.findall(r"([\d,]+) [│┃|]\n", shown)]
     weights = load_file(inputs / "model" / "model.safetensors")
     assert counts[-1] == sum(counts[:-1]) == sum(tensor.numel() for tensor in weights.values())
+    alone = assert_done(run("inspect {inputs}/model/model.safetensors --all")).out
+    assert shown.splitlines()[0] == alone.splitlines()[0]
+    assert all(name.removeprefix("transformer.") in alone for name in weights)
+
+
+def test_inspecting_the_file_of_an_adapter_is_inspecting_its_folder(run: Run) -> None:
+    shown = assert_done(run(INSPECT.replace("inputs}/adapter", "inputs}/adapter/adapter_model.safetensors"))).out
+    assert "(PROMPT_TUNING), 128 numbers" in shown
+
+
+def test_a_text_of_ones_own_can_be_measured(run: Run, inputs: Path) -> None:
+    text = f"eval {MODEL} --task text --data {{inputs}}/texts.txt"
+    shown = assert_done(run(text)).out
+    assert "perplexity per token" in shown
+    assert "every token is scored once" in " ".join(shown.split())
+    assert assert_done(run(text, "--adapter {inputs}/adapter")).out != shown
+    assert assert_done(run(text, "--limit 20 --stride 4")).out != shown
 
 
 def test_a_pretrained_model_can_be_used(run: Run) -> None:

@@ -240,7 +240,7 @@ def test_a_wrong_first_part_is_brought_again(hub: Hub) -> None:
     """What an earlier download left may be of another file, or damaged."""
     blobs = Path(constants.HF_HUB_CACHE) / "models--openai-community--gpt2" / "blobs"
     blobs.mkdir(parents=True)
-    (blobs / f".model.safetensors.{hub.sha256[:16]}.incomplete").write_bytes(b"\0" * 1000)
+    (blobs / f".{hub.sha256[:16]}.incomplete").write_bytes(b"\0" * 1000)
     path, said = bring(hub)
     assert path.read_bytes() == hub.data
     assert any("did not fit; all of it again" in line for line in said)
@@ -249,7 +249,7 @@ def test_a_wrong_first_part_is_brought_again(hub: Hub) -> None:
 def test_a_part_longer_than_the_file_is_brought_again(hub: Hub) -> None:
     blobs = Path(constants.HF_HUB_CACHE) / "models--openai-community--gpt2" / "blobs"
     blobs.mkdir(parents=True)
-    (blobs / f".model.safetensors.{hub.sha256[:16]}.incomplete").write_bytes(b"\0" * (len(hub.data) + 1))
+    (blobs / f".{hub.sha256[:16]}.incomplete").write_bytes(b"\0" * (len(hub.data) + 1))
     assert bring(hub)[0].read_bytes() == hub.data
 
 
@@ -395,7 +395,7 @@ def test_a_full_disk_is_noticed_beforehand(hub: Hub, tmp_path: Path, monkeypatch
 def test_a_disk_that_fills_up_ends_in_a_sentence(hub: Hub, tmp_path: Path) -> None:
     blobs = Path(constants.HF_HUB_CACHE) / "models--openai-community--gpt2" / "blobs"
     blobs.mkdir(parents=True)
-    (blobs / f".model.safetensors.{hub.sha256[:16]}.incomplete").symlink_to("/dev/full")
+    (blobs / f".{hub.sha256[:16]}.incomplete").symlink_to("/dev/full")
     with pytest.raises(DownloadError, match=r"the disk is full \(No space left on device\): make room"):
         bring(hub)
     check_clean(tmp_path)

@@ -1,6 +1,9 @@
-"""`minipeft eval`: measure an adapter or a hard prompt."""
+"""`minipeft eval`: measure an adapter, a hard prompt, or a model as it is."""
 
-from typing import Annotated
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -10,21 +13,31 @@ from minipeft.commands.options import (
     Adapter,
     Data,
     Device,
+    Dtype,
     Input,
     Kind,
     Model,
     Target,
-    TaskName,
     Truncate,
     choose_task,
     find_adapter,
     load_model,
 )
 
+if TYPE_CHECKING:
+    from minipeft.tasks import Task
+    from minipeft.zero_shot import Settings
+
+TaskToMeasure = Annotated[
+    str | None,
+    typer.Option("--task", help="movie, product, tweet, news; wikitext2, lambada, hellaswag, tinyshakespeare, text."),
+]
+Limit = Annotated[int | None, typer.Option(help="Only the first so many examples, or characters of a text.")]
+
 
 def evaluate(
     adapter: Adapter = None,
-    task: TaskName = None,
+    task: TaskToMeasure = None,
     data: Data = None,
     input_column: Input = None,
     target: Target = None,
@@ -33,16 +46,55 @@ def evaluate(
     split: Annotated[str, typer.Option(help="train, dev or test.")] = "test",
     model: Model = "nano",
     device: Device = "auto",
+    dtype: Annotated[Dtype, typer.Option(help="The type to compute in.")] = Dtype.float32,
     truncate: Truncate = False,
+    stride: Annotated[int | None, typer.Option(help="Tokens that the window over a text moves on by.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Rows at once over a text, LAMBADA or HellaSwag.")] = 8,
+    limit: Limit = None,
+    as_is: Annotated[bool, typer.Option("--as-is", help="Keep the spaces that WikiText has before its signs.")] = False,
+    fill: Annotated[Path | None, typer.Option(help="Write the values into this table (docs/reference.md).")] = None,
 ) -> None:
-    """Measure an adapter, or a hard prompt, on a task.
+    """Measure an adapter or a hard prompt on a task, or what a model can do without training.
+
+    wikitext2, tinyshakespeare and text (`--data FILE`) give perplexity, lambada and hellaswag accuracy; the protocol is
+    printed with the values.
 
     Examples:
 
     `minipeft eval --adapter runs/movie --task movie`
 
     `minipeft eval --template "{text} All in all, it was" --task movie --split dev`
+
+    `minipeft eval --task wikitext2 --model gpt2`
+
+    `minipeft eval --task text --data book.txt --stride 128`
     """
+    from minipeft.zero_shot import ZERO_SHOT, Settings
+
+    if task in ZERO_SHOT:
+        if template is not None or input_column or target:
+            raise ValueError(f"{task} is measured as it is: --template, --input and --target mean nothing to it.")
+        settings = Settings(stride, batch_size, limit, as_is)
+        _zero_shot(str(task), data, model, adapter, device, dtype.value, settings, fill)
+        return
+    if stride is not None or limit is not None or as_is or fill is not None:
+        raise ValueError(f"--stride, --limit, --as-is and --fill are for {', '.join(ZERO_SHOT)}.")
+    _labelled(
+        adapter, template, choose_task(task, data, input_column, target, kind), split, model, device, dtype, truncate
+    )
+
+
+def _labelled(
+    adapter: str | None,
+    template: str | None,
+    what: "Task",
+    split: str,
+    model: str,
+    device: str,
+    dtype: Dtype,
+    truncate: bool,
+) -> None:
+    """A task with examples in splits: accuracy or loss of an adapter or a hard prompt."""
     from minipeft.evaluate import evaluate as measure
     from minipeft.evaluate import majority
     from minipeft.methods import HardPrompt
@@ -51,10 +103,9 @@ def evaluate(
 
     if (adapter is None) == (template is None):
         raise ValueError('say what to measure: --adapter DIR, or a hard prompt by --template "{text} It was".')
-    what = choose_task(task, data, input_column, target, kind)
     if split not in what.splits:
         raise ValueError(f"split is {split!r}; it can be train, dev or test.")
-    base = load_model(model, device)
+    base = load_model(model, device, dtype.value)
     tuned = attach(base, HardPrompt(template)) if template is not None else load(find_adapter(str(adapter)), base)
     score = measure(tuned, encoder_for(tuned, what, truncate), what.splits[split])
     table = Table(title=f"{what.name}, {split}: {score.examples:,} examples")
@@ -70,3 +121,43 @@ def evaluate(
         table.add_column("loss", justify="right")
         table.add_row(tuned.method.name, f"{score.loss:.3f}")
     Console().print(table)
+
+
+def _zero_shot(
+    task: str,
+    data: Path | None,
+    model: str,
+    adapter: str | None,
+    device: str,
+    dtype: str,
+    settings: "Settings",
+    fill: Path | None,
+) -> None:
+    """A task without training: the measures, and in words what was done."""
+    from minipeft.progress import progress_bar
+    from minipeft.tuned import load
+    from minipeft.zero_shot import Subject, measure, reference
+
+    if fill is not None:
+        reference.rows_of(fill, task, model)  # before the long work
+    base = load_model(model, device, dtype)
+    subject = Subject.of(base if adapter is None else load(find_adapter(adapter), base))
+    with ExitStack() as bars:
+        found = measure(
+            task,
+            subject,
+            data,
+            settings,
+            bar=lambda total: bars.enter_context(progress_bar(task, total)),
+            say=lambda line: print(line, file=sys.stderr),
+        )
+    table = Table(title=f"{task}: {model}" + (f" with {adapter}" if adapter else ""))
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    for name, value in found.values.items():
+        table.add_row(name, reference.shown(name, value))
+    console = Console()
+    console.print(table)
+    console.print(f"on {found.on}; protocol: {found.protocol}", markup=False, highlight=False)
+    if fill is not None:
+        console.print(f"{reference.fill(fill, model, found)} values written into {fill}", markup=False, highlight=False)

@@ -2,6 +2,7 @@
 
 from minipeft.downloads.failures import DownloadError
 from minipeft.downloads.public import PUBLIC
-from minipeft.downloads.store import adopt, download, verify
+from minipeft.downloads.store import adopt, download, fetch, verify
+from minipeft.downloads.transfer import Remote
 
-__all__ = ["PUBLIC", "DownloadError", "adopt", "download", "verify"]
+__all__ = ["PUBLIC", "DownloadError", "Remote", "adopt", "download", "fetch", "verify"]

@@ -4,7 +4,6 @@ import errno
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from minipeft.files import CheckpointError
@@ -15,28 +14,27 @@ class DownloadError(FileNotFoundError):
 
 
 @contextmanager
-def explained(name: str, mirror: str | None, to: Path | None) -> Iterator[None]:
-    """Any failure inside, as one sentence and the next command."""
+def explained(what: str, host: str, again: str, otherwise: str) -> Iterator[None]:
+    """Any failure inside, as one sentence that ends with the command to type `again`, `otherwise` another way."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
     from huggingface_hub.utils import logging
 
-    again, level = command(name, mirror, to), logging.get_verbosity()
-    then = f"then type: {again} (or, with a file from elsewhere, {command(name)} --from-file model.safetensors)"
+    then, level = f"then type: {again} (or, with a file from elsewhere, {otherwise})", logging.get_verbosity()
     logging.set_verbosity_error()  # its warnings say what `trying` says in its own words
     try:
         yield
     except (DownloadError, CheckpointError):
         raise
     except HfHubHTTPError as error:
-        raise DownloadError(f"{_status(name, error.response)}; {then}") from None
+        raise DownloadError(f"{_status(what, error.response)}; {then}") from None
     except OfflineModeIsEnabled:
-        raise DownloadError(f"{name} is not here, and HF_HUB_OFFLINE forbids bringing it: unset it; {then}") from None
+        raise DownloadError(f"{what} is not here, and HF_HUB_OFFLINE forbids bringing it: unset it; {then}") from None
     except (httpx2.TransportError, LocalEntryNotFoundError, EOFError) as error:
         cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
-        raise DownloadError(f"{_connection(name, mirror, cause or error)}; {then}") from None
+        raise DownloadError(f"{_connection(what, host, cause or error)}; {then}") from None
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        raise DownloadError(f"{name} could not be brought ({error}): check the address of the mirror; {then}") from None
+        raise DownloadError(f"{what} could not be brought ({error}): check the address of the mirror; {then}") from None
     except OSError as error:
         reason, place = error.strerror or str(error), f" {error.filename}" if error.filename else ""
         trouble = f"the disk is full ({reason})" if error.errno == errno.ENOSPC else f"cannot write{place} ({reason})"
@@ -45,37 +43,28 @@ def explained(name: str, mirror: str | None, to: Path | None) -> Iterator[None]:
         logging.set_verbosity(level)
 
 
-def command(name: str, mirror: str | None = None, to: Path | None = None) -> str:
-    """What to type to try again."""
-    options = [f"--to {to}" if to else "", f"--mirror {mirror}" if mirror else ""]
-    return " ".join(["minipeft download", name, *filter(None, options)])
-
-
-def _status(name: str, response: Any) -> str:
+def _status(what: str, response: Any) -> str:
     """What an HTTP status means here, and what to do about it."""
     status, host = response.status_code, response.request.url.host
     advice = {
-        401: f"wants to know who asks for {name} (401): log in with `hf auth login`",
-        403: f"does not let you have {name} (403): ask there for access, or take another --mirror",
-        404: f"has no such file of {name} (404): take another --mirror, or none",
+        401: f"wants to know who asks for {what} (401): log in with `hf auth login`",
+        403: f"does not let you have {what} (403): ask there for access, or take another --mirror",
+        404: f"has no such file of {what} (404): take another --mirror, or none",
         429: "has had too many requests from here (429): wait some minutes",
     }
     if status in advice:
         return f"{host} {advice[status]}"
     if status >= 500:
         return f"{host} is in trouble ({status}): wait some minutes"
-    return f"{host} refuses to give {name} ({status}): take another --mirror, or none"
+    return f"{host} refuses to give {what} ({status}): take another --mirror, or none"
 
 
-def _connection(name: str, mirror: str | None, error: BaseException) -> str:
+def _connection(what: str, host: str, error: BaseException) -> str:
     """What a broken connection means here, and what to do about it."""
-    from huggingface_hub import constants
-
-    host = mirror or constants.ENDPOINT
     if unknown_host(error):
         return f"the name of {host} cannot be looked up: check the network"
     if isinstance(error, EOFError):
-        return f"{host} does not send {name} whole ({error}): wait some minutes"
+        return f"{host} does not send {what} whole ({error}): wait some minutes"
     return f"{host} cannot be reached ({str(error) or type(error).__name__}): check the network and the proxy"
 
 

@@ -9,11 +9,12 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from hashlib import sha256
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from minipeft.downloads.failures import DownloadError, command, explained
+from minipeft.downloads.failures import DownloadError, explained
 from minipeft.downloads.public import HASHED_AT_ONCE, PUBLIC, WEIGHTS_FILE, PublicModel, sha256_of
 from minipeft.downloads.transfer import Remote, Say, file_size, look_up, pinned, stream, token_for, trying
 from minipeft.files import CheckpointError, write_json
@@ -28,7 +29,7 @@ def download(name: str, to: Path | None = None, mirror: str | None = None, say: 
     have come stay for the next call.
     """
     model = PUBLIC[name]
-    with explained(name, mirror, to):
+    with _explained(name, mirror, to):
         cached = _found_or_set_aside(model, say)
         if to is not None:
             return _into_folder(name, to, mirror, cached, say)
@@ -38,7 +39,7 @@ def download(name: str, to: Path | None = None, mirror: str | None = None, say: 
         blob = _cache_folder(model) / "blobs" / remote.sha256
         with _alone(blob, say):
             if not blob.exists():
-                _bring(name, remote, blob, mirror, say)
+                _bring(name, remote, blob, say, _command(name, mirror))
         return _link(model, mirror, say)
 
 
@@ -50,7 +51,7 @@ def adopt(name: str, file: Path, to: Path | None = None, mirror: str | None = No
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file}.")
     model = PUBLIC[name]
-    with explained(name, mirror, to):
+    with _explained(name, mirror, to):
         remote = pinned(model) or look_up(model, mirror, say)
         found = sha256_of(file)
         if found != remote.sha256:
@@ -74,10 +75,10 @@ def verify(name: str, folder: Path | None = None, mirror: str | None = None, say
     Raises DownloadError if it is not there, CheckpointError if it is wrong: it was set aside then.
     """
     model = PUBLIC[name]
-    with explained(name, mirror, folder):
+    with _explained(name, mirror, folder):
         path = folder / WEIGHTS_FILE if folder is not None else _found_or_set_aside(model, say)
         if path is None or not path.is_file():
-            raise DownloadError(f"{name} is not here; bring it with: {command(name, mirror, folder)}")
+            raise DownloadError(f"{name} is not here; bring it with: {_command(name, mirror, folder)}")
         known = model.sha256 or _name_of_blob(path) or look_up(model, mirror, say).sha256
         say(f"{path}: computing the SHA-256 of {path.stat().st_size:,} bytes")
         found = sha256_of(path)
@@ -87,13 +88,24 @@ def verify(name: str, folder: Path | None = None, mirror: str | None = None, say
                 path.unlink()
             raise CheckpointError(
                 f"{path} was damaged (its SHA-256 is {found}, not {known}) and now lies in {aside}; bring it again "
-                f"with: {command(name, mirror, folder)}"
+                f"with: {_command(name, mirror, folder)}"
             )
         say(f"{path}: SHA-256 {found}, as it must be")
         return path
 
 
-def _bring(name: str, remote: Remote, target: Path, mirror: str | None, say: Say) -> None:
+def fetch(what: str, remote: Remote, target: Path, again: str, otherwise: str, say: Say = print) -> Path:
+    """Any file whose SHA-256 and size are known, as `target`; `again` and `otherwise` are commands for error messages.
+
+    Raises what `download` raises.
+    """
+    with explained(what, urlsplit(remote.url).netloc, again, otherwise), _alone(target, say):
+        if not target.exists():
+            _bring(what, remote, target, say, again)
+    return target
+
+
+def _bring(what: str, remote: Remote, target: Path, say: Say, again: str) -> None:
     """The remote file under the name `target`, if and when its SHA-256 is right."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(target, remote)
@@ -101,23 +113,23 @@ def _bring(name: str, remote: Remote, target: Path, mirror: str | None, say: Say
     room = shutil.disk_usage(target.parent).free
     if remote.size - begun > room:
         raise OSError(errno.ENOSPC, f"{remote.size - begun:,} bytes are missing and {room:,} are free")
-    say(f"{name}: {remote.size:,} bytes to {target}" + (f", {begun:,} are here already" if begun else ""))
-    with bytes_bar(name, remote.size) as show:
-        trying(lambda: stream(remote, partial, mirror, show), say, progressed=lambda: file_size(partial))
+    say(f"{what}: {remote.size:,} bytes to {target}" + (f", {begun:,} are here already" if begun else ""))
+    with bytes_bar(what, remote.size) as show:
+        trying(lambda: stream(remote, partial, show), say, progressed=lambda: file_size(partial))
     found = sha256_of(partial)
     if found != remote.sha256 and begun:  # perhaps the first part was of another file: once more, from nothing
-        say(f"{name}: the part that was here already did not fit; all of it again")
+        say(f"{what}: the part that was here already did not fit; all of it again")
         partial.unlink()
-        _bring(name, remote, target, mirror, say)
+        _bring(what, remote, target, say, again)
         return
     if found != remote.sha256:
         aside = _set_aside(partial)
         raise CheckpointError(
-            f"what came as {name} has the SHA-256 {found}, not {remote.sha256}; it was not used and lies in {aside}. "
-            f"Try again, or another --mirror: {command(name)}"
+            f"what came as {what} has the SHA-256 {found}, not {remote.sha256}; it was not used and lies in {aside}. "
+            f"Try again, or another --mirror: {again}"
         )
     os.replace(partial, target)
-    say(f"{name}: SHA-256 {found}, revision {remote.revision}")
+    say(f"{what}: SHA-256 {found}" + (f", revision {remote.revision}" if remote.revision else ""))
 
 
 def _cache_folder(model: PublicModel) -> Path:
@@ -161,7 +173,7 @@ def _into_folder(name: str, to: Path, mirror: str | None, cached: Path | None, s
     """`to` as a folder of `transformers`' layout, copied from the cache or brought."""
     target, model = to / WEIGHTS_FILE, PUBLIC[name]
     if cached is not None:
-        remote = pinned(model) or Remote("", "", _name_of_blob(cached) or sha256_of(cached), cached.stat().st_size)
+        remote = pinned(model) or Remote("", _name_of_blob(cached) or sha256_of(cached), cached.stat().st_size)
     else:
         remote = look_up(model, mirror, say)
     with _alone(target, say):
@@ -173,7 +185,7 @@ def _into_folder(name: str, to: Path, mirror: str | None, cached: Path | None, s
             say(f"{name}: copied from {cached}")
             _copy(cached, target, remote)
         else:
-            _bring(name, remote, target, mirror, say)
+            _bring(name, remote, target, say, _command(name, mirror, to))
         _describe(name, to)
     return target
 
@@ -227,7 +239,7 @@ def _name_of_blob(path: Path) -> str | None:
 
 
 def _partial(target: Path, remote: Remote) -> Path:
-    return target.with_name(f".{WEIGHTS_FILE}.{remote.sha256[:16]}.incomplete")
+    return target.with_name(f".{remote.sha256[:16]}.incomplete")
 
 
 def _set_aside(path: Path) -> Path:
@@ -253,3 +265,16 @@ def _alone(target: Path, say: Say) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _explained(name: str, mirror: str | None, to: Path | None) -> AbstractContextManager[None]:
+    from huggingface_hub import constants
+
+    otherwise = f"{_command(name)} --from-file {WEIGHTS_FILE}"
+    return explained(name, mirror or constants.ENDPOINT, _command(name, mirror, to), otherwise)
+
+
+def _command(name: str, mirror: str | None = None, to: Path | None = None) -> str:
+    """What to type to try again."""
+    options = [f"--to {to}" if to else "", f"--mirror {mirror}" if mirror else ""]
+    return " ".join(["minipeft download", name, *filter(None, options)])

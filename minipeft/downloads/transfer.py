@@ -21,12 +21,13 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Remote:
-    """A file on a hub, as the hub describes it."""
+    """A file somewhere else, and what it must be. `token` None sends the user's token for the hub, False does not."""
 
     url: str
-    revision: str
     sha256: str
     size: int
+    revision: str = ""
+    token: bool | None = False
 
 
 def look_up(model: PublicModel, mirror: str | None, say: Say) -> Remote:
@@ -46,14 +47,15 @@ def look_up(model: PublicModel, mirror: str | None, say: Say) -> Remote:
             f"{url} offers another file than the one that is known (SHA-256 {digest}, not {model.sha256}); use another "
             "--mirror, or none"
         )
-    return Remote(hf_hub_url(model.repo, WEIGHTS_FILE, revision=commit, endpoint=mirror), commit, digest, found.size)
+    address = hf_hub_url(model.repo, WEIGHTS_FILE, revision=commit, endpoint=mirror)
+    return Remote(address, digest, found.size, commit, token_for(mirror))
 
 
 def pinned(model: PublicModel) -> Remote | None:
     """What is known of the model's file without asking anybody; it has no address."""
     if model.sha256 is None or model.size is None:
         return None
-    return Remote("", model.revision, model.sha256, model.size)
+    return Remote("", model.sha256, model.size, model.revision)
 
 
 def token_for(mirror: str | None) -> bool | None:
@@ -61,7 +63,7 @@ def token_for(mirror: str | None) -> bool | None:
     return None if mirror is None else False
 
 
-def stream(remote: Remote, partial: Path, mirror: str | None, show: Callable[[int], None]) -> None:
+def stream(remote: Remote, partial: Path, show: Callable[[int], None]) -> None:
     """Append what is missing to `partial`. Raises what the client raises, and EOFError if too little or much came."""
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
@@ -71,7 +73,7 @@ def stream(remote: Remote, partial: Path, mirror: str | None, show: Callable[[in
         have = 0
     if have == remote.size:
         return
-    headers = build_hf_headers(token=token_for(mirror)) | {"Accept-Encoding": "identity"}
+    headers = build_hf_headers(token=remote.token) | {"Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
     with (

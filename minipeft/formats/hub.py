@@ -46,17 +46,17 @@ def read_hub(folder: Path) -> Weights:
     Raises FileNotFoundError if a file is missing, CheckpointError if one is damaged or no plain GPT-2.
     """
     config = read_config(folder / CONFIG_FILE)
-    if (folder / WEIGHTS_FILE).is_file():
-        path, tensors = folder / WEIGHTS_FILE, safetensors_in(folder / WEIGHTS_FILE)
-    elif (folder / SHARDS_FILE).is_file():
-        path, tensors = folder / SHARDS_FILE, _sharded(folder / SHARDS_FILE)
-    elif (folder / PICKLE_FILE).is_file():
-        path, tensors = folder / PICKLE_FILE, read_state_dict(folder / PICKLE_FILE)
-    else:
-        raise FileNotFoundError(
-            f"there are no weights in {folder}: neither {WEIGHTS_FILE}, {SHARDS_FILE} nor {PICKLE_FILE}."
-        )
-    return Weights(path, config, tensors)
+    if (path := folder / WEIGHTS_FILE).is_file():
+        return Weights(path, config, safetensors_in(path), (folder / CONFIG_FILE, path))
+    if (path := folder / SHARDS_FILE).is_file():
+        shards = _shards(path)
+        tensors = {name: stored for tensors in shards.values() for name, stored in tensors.items()}
+        return Weights(path, config, tensors, (folder / CONFIG_FILE, path, *shards))
+    if (path := folder / PICKLE_FILE).is_file():
+        return Weights(path, config, read_state_dict(path), (folder / CONFIG_FILE, path))
+    raise FileNotFoundError(
+        f"there are no weights in {folder}: neither {WEIGHTS_FILE}, {SHARDS_FILE} nor {PICKLE_FILE}."
+    )
 
 
 def read_config(path: Path) -> GPT2Config:
@@ -130,12 +130,12 @@ def _stored(
     return Stored(shape, SAFETENSORS_TYPES[kind], read, read_rows)
 
 
-def _sharded(index: Path) -> dict[str, Stored]:
-    """The tensors of all shards that the index names; each must hold what the index says, in the same folder."""
+def _shards(index: Path) -> dict[Path, dict[str, Stored]]:
+    """The tensors of each shard that the index names; it must hold what the index says, in the same folder."""
     places = read_json(index).get("weight_map")
     if not isinstance(places, Mapping) or not all(isinstance(name, str) for name in places.values()):
         raise CheckpointError(f"{index}: weight_map must say which file holds each key.")
-    tensors: dict[str, Stored] = {}
+    shards: dict[Path, dict[str, Stored]] = {}
     for name in sorted(set(places.values())):
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise CheckpointError(f"{index} names {name!r}, which is no safetensors file beside it.")
@@ -144,5 +144,5 @@ def _sharded(index: Path) -> dict[str, Stored]:
         if set(shard) != expected:
             wrong = ", ".join(sorted(set(shard) ^ expected)[:5])
             raise CheckpointError(f"{index.parent / name} and {index.name} disagree about {wrong}.")
-        tensors |= shard
-    return tensors
+        shards[index.parent / name] = shard
+    return shards

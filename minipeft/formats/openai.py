@@ -37,7 +37,8 @@ def read_openai(folder: Path) -> Weights:
     tensors = {_public_name(name): _without_leading_one(name, stored) for name, stored in bundle.items()}
     if len(tensors) < len(bundle):
         raise CheckpointError(f"{folder / PREFIX}.index holds two tensors that mean the same.")
-    return Weights(folder / f"{PREFIX}.index", config, tensors)
+    files = (path, folder / f"{PREFIX}.index", folder / f"{PREFIX}.data-00000-of-00001")
+    return Weights(folder / f"{PREFIX}.index", config, tensors, files)
 
 
 def _public_name(name: str) -> str:

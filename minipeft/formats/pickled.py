@@ -56,7 +56,7 @@ def _nano(found: Mapping[str, Any], path: Path) -> Weights:
         config = GPT2Config(**{name: shape[name] for name in names}, n_positions=shape["block_size"], gelu="exact")
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: model_args are no GPT-2's ({error}).") from None
-    return Weights(path, config, _with_zero_biases(tensors), conv1d=False)
+    return Weights(path, config, _with_zero_biases(tensors), (path,), conv1d=False)
 
 
 def _with_zero_biases(tensors: dict[str, Stored]) -> dict[str, Stored]:
@@ -92,7 +92,7 @@ def _min(found: Mapping[str, Any], path: Path) -> Weights:
         )
     except ValueError as error:
         raise error if isinstance(error, CheckpointError) else CheckpointError(f"{path}: {error}") from None
-    return Weights(path, config, tensors, conv1d=False)
+    return Weights(path, config, tensors, (path.with_name("config.json"), path), conv1d=False)
 
 
 def _min_heads(path: Path) -> int:

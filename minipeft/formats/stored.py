@@ -39,11 +39,12 @@ class Stored:
 class Weights:
     """A model as some file holds it.
 
-    `tensors` by GPT-2's public names without `transformer.`; linear weights stand as [in, out] where `conv1d`, else as
-    PyTorch's [out, in]. `path` is for messages.
+    `tensors` by their names there; linear weights stand as [in, out] where `conv1d`, else as PyTorch's [out, in].
+    `path` is for messages; `files` are all that the numbers and the shape are read from.
     """
 
     path: Path
     config: GPT2Config
     tensors: Mapping[str, Stored]
+    files: tuple[Path, ...]
     conv1d: bool = True

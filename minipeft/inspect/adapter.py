@@ -1,11 +1,10 @@
-"""What is in an adapter or a checkpoint, as tables."""
+"""What is in an adapter, as tables."""
 
 import torch
 import torch.nn.functional as F
 from rich.markup import escape
 from rich.table import Table
 
-from minipeft.gpt2 import GPT2
 from minipeft.methods.soft_prompt import LearnedPrompt
 from minipeft.tuned import Tuned
 
@@ -24,26 +23,6 @@ def adapter_tables(tuned: Tuned) -> list[Table]:
     if isinstance(tuned.attachment, LearnedPrompt):
         tables.append(_nearest_table(tuned))
     return tables
-
-
-def checkpoint_table(model: GPT2) -> Table:
-    """How many parameters each part of a model has."""
-    c = model.config
-    table = Table(title=f"GPT-2, {c.n_layer} layers, {c.n_head} heads, {c.n_embd} wide, {c.n_positions} positions")
-    table.add_column("part")
-    table.add_column("parameters", justify="right")
-    parts = {
-        "token embeddings (and the tied head)": model.wte,
-        "position embeddings": model.wpe,
-        "attention": torch.nn.ModuleList(block.attn for block in model.blocks),
-        "MLPs": torch.nn.ModuleList(block.mlp for block in model.blocks),
-        "layer norms": torch.nn.ModuleList([*(n for b in model.blocks for n in (b.ln_1, b.ln_2)), model.ln_f]),
-    }
-    for name, part in parts.items():
-        table.add_row(name, f"{sum(p.numel() for p in part.parameters()):,}")
-    table.add_section()
-    table.add_row("all", f"{model.num_parameters():,}")
-    return table
 
 
 @torch.no_grad()
