@@ -31,7 +31,7 @@ def read_openai(folder: Path) -> Weights:
         config = GPT2Config(**{ours: hparams[theirs] for ours, theirs in HPARAMS.items()})
     except KeyError as error:
         raise CheckpointError(f"{path} lacks {error.args[0]}.") from None
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: {error}") from None
     bundle = read_bundle(folder / PREFIX)
     tensors = {_public_name(name): _without_leading_one(name, stored) for name, stored in bundle.items()}

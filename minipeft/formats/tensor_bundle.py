@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from minipeft.files import CheckpointError
-from minipeft.formats.stored import Stored
+from minipeft.formats.stored import PART_BYTES, Stored
 
 INDEX_SUFFIX, DATA_SUFFIX = ".index", ".data-00000-of-00001"
 MAGIC = 0xDB4775248B80FB57
@@ -81,12 +81,19 @@ def _stored(name: str, entry: _Entry, data: Path) -> Stored:
         raise _Broken(f"tensor {name} reaches beyond the end of {data.name}; was a copy or download cut short")
 
     def read() -> Tensor:
+        tensor = torch.empty(entry.size, dtype=torch.uint8)
+        numbers, crc = tensor.numpy().data, 0
         with open(data, "rb") as file:
             file.seek(entry.offset)
-            numbers = file.read(entry.size)
-        if len(numbers) != entry.size or google_crc32c.value(numbers) != _unmasked(entry.crc):
+            for start in range(0, entry.size, PART_BYTES):  # the only memory beside the tensor's own is one such part
+                part = numbers[start : start + PART_BYTES]
+                whole = file.readinto(part) == len(part)
+                crc = google_crc32c.extend(crc, bytes(part)) if whole else -1
+                if not whole:
+                    break
+        if crc != _unmasked(entry.crc):
             raise CheckpointError(f"{data}: tensor {name} does not have the checksum in the index; it is damaged.")
-        return torch.frombuffer(bytearray(numbers), dtype=dtype).reshape(entry.shape)
+        return tensor.view(dtype).reshape(entry.shape)
 
     return Stored(entry.shape, dtype, read)
 
