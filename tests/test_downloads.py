@@ -146,6 +146,23 @@ def test_another_file_in_the_folder_is_left_alone(hub: Hub, tmp_path: Path) -> N
     assert (tmp_path / "model.safetensors").read_bytes() == b"precious"
 
 
+def test_a_folder_of_another_model_is_left_alone(hub: Hub, tmp_path: Path) -> None:
+    mp.GPT2(mp.GPT2Config(n_layer=1, n_head=1, n_embd=8, n_positions=8, vocab_size=300)).save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    with pytest.raises(DownloadError, match=r"config\.json is another model's; name another folder with --to"):
+        bring(hub, to=tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_a_repository_is_also_found_under_its_old_name(hub: Hub) -> None:
+    path, _ = bring(hub)
+    cache = Path(constants.HF_HUB_CACHE)
+    (cache / "models--openai-community--gpt2").rename(cache / "models--gpt2")
+    hub.requests.clear()
+    assert bring(hub)[0] == cache / "models--gpt2" / path.relative_to(cache / "models--openai-community--gpt2")
+    assert hub.requests == []
+
+
 def test_a_token_goes_to_no_mirror_and_to_no_other_host(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     bring(hub)
@@ -478,7 +495,8 @@ def test_a_file_of_the_wrong_size_is_brought_again(hub: Hub) -> None:
     path.resolve().write_bytes(hub.data[:-1])
     again, said = bring(hub)
     assert again.read_bytes() == hub.data
-    assert "it is damaged" in said[0]
+    assert "is damaged: it has" in said[0]
+    assert "It was set aside as" in said[0]
 
 
 def test_the_folder_of_ones_own_can_be_checked(hub: Hub, tmp_path: Path) -> None:

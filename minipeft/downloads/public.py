@@ -11,6 +11,14 @@ WEIGHTS_FILE = "model.safetensors"
 HASHED_AT_ONCE = 1 << 20
 
 
+class DamagedFile(CheckpointError):
+    """A file, `path`, that is not what its name says."""
+
+    def __init__(self, path: Path, message: str) -> None:
+        super().__init__(message)
+        self.path = path
+
+
 @dataclass(frozen=True)
 class PublicModel:
     """A public GPT-2: its repository on the Hugging Face hub, its shape, and what is known of its file beforehand.
@@ -27,17 +35,17 @@ class PublicModel:
     def find(self) -> Path | None:
         """The file in the cache of the Hugging Face hub, whoever put it there; None if it is not there.
 
+        Looked for under the repository's name and under its old one, without an owner, which is still in wide use.
         Raises CheckpointError if it is there and has not the size that it must have.
         """
         from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(self.repo, WEIGHTS_FILE, revision=self.revision)
-        if not isinstance(found, str):
-            return None
-        size = Path(found).stat().st_size
-        if self.size is not None and size != self.size:
-            raise CheckpointError(f"{found} has {size:,} bytes, but {self.repo}'s has {self.size:,}: it is damaged.")
-        return Path(found)
+        names = (self.repo, self.repo.split("/")[-1])
+        cached = (try_to_load_from_cache(name, WEIGHTS_FILE, revision=self.revision) for name in names)
+        found = next((Path(path) for path in cached if isinstance(path, str)), None)
+        if found is not None and self.size is not None and found.stat().st_size != self.size:
+            raise DamagedFile(found, f"{found} is damaged: it has {found.stat().st_size:,} bytes, not {self.size:,}.")
+        return found
 
 
 PUBLIC = {

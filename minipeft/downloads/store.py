@@ -6,6 +6,7 @@ download goes on with.
 
 import errno
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,9 +16,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from minipeft.downloads.failures import DownloadError, explained
-from minipeft.downloads.public import HASHED_AT_ONCE, PUBLIC, WEIGHTS_FILE, PublicModel, sha256_of
+from minipeft.downloads.public import HASHED_AT_ONCE, PUBLIC, WEIGHTS_FILE, DamagedFile, PublicModel, sha256_of
 from minipeft.downloads.transfer import Remote, Say, file_size, look_up, pinned, stream, token_for, trying
 from minipeft.files import CheckpointError, write_json
+from minipeft.formats.hub import CONFIG_FILE, config_json, read_config
 from minipeft.progress import bytes_bar
 
 
@@ -60,6 +62,8 @@ def adopt(name: str, file: Path, to: Path | None = None, mirror: str | None = No
                 f"with --model {file}, or bring the right one with: minipeft download {name}"
             )
         target = (_cache_folder(model) / "blobs" / remote.sha256) if to is None else to / WEIGHTS_FILE
+        if to is not None:
+            _check_config(name, to)
         with _alone(target, say):
             if not target.exists():
                 _copy(file, target, remote)
@@ -172,6 +176,7 @@ def _snapshot(model: PublicModel, remote: Remote, blob: Path) -> Path:
 def _into_folder(name: str, to: Path, mirror: str | None, cached: Path | None, say: Say) -> Path:
     """`to` as a folder of `transformers`' layout, copied from the cache or brought."""
     target, model = to / WEIGHTS_FILE, PUBLIC[name]
+    _check_config(name, to)
     if cached is not None:
         remote = pinned(model) or Remote("", _name_of_blob(cached) or sha256_of(cached), cached.stat().st_size)
     else:
@@ -190,12 +195,17 @@ def _into_folder(name: str, to: Path, mirror: str | None, cached: Path | None, s
     return target
 
 
+def _check_config(name: str, folder: Path) -> None:
+    """Raise DownloadError if the folder is already another model's."""
+    config = folder / CONFIG_FILE
+    if config.exists() and read_config(config) != PUBLIC[name].config:
+        raise DownloadError(f"{config} is another model's; name another folder with --to, or move it away")
+
+
 def _describe(name: str, folder: Path) -> None:
     """The config.json that makes the folder a model; one that is there already is left alone."""
-    from minipeft.formats.hub import config_json
-
-    if not (folder / "config.json").exists():
-        write_json(folder / "config.json", config_json(PUBLIC[name].config))
+    if not (folder / CONFIG_FILE).exists():
+        write_json(folder / CONFIG_FILE, config_json(PUBLIC[name].config))
 
 
 def _copy(source: Path, target: Path, remote: Remote) -> None:
@@ -222,13 +232,9 @@ def _copy(source: Path, target: Path, remote: Remote) -> None:
 def _found_or_set_aside(model: PublicModel, say: Say) -> Path | None:
     try:
         return model.find()
-    except CheckpointError as error:
-        say(str(error))
-        from huggingface_hub import try_to_load_from_cache
-
-        named = Path(str(try_to_load_from_cache(model.repo, WEIGHTS_FILE, revision=model.revision)))
-        say(f"it was set aside as {_set_aside(named.resolve())}")
-        named.unlink(missing_ok=True)
+    except DamagedFile as damaged:
+        say(f"{damaged} It was set aside as {_set_aside(damaged.path.resolve())}.")
+        damaged.path.unlink(missing_ok=True)
         return None
 
 
@@ -276,5 +282,5 @@ def _explained(name: str, mirror: str | None, to: Path | None) -> AbstractContex
 
 def _command(name: str, mirror: str | None = None, to: Path | None = None) -> str:
     """What to type to try again."""
-    options = [f"--to {to}" if to else "", f"--mirror {mirror}" if mirror else ""]
-    return " ".join(["minipeft download", name, *filter(None, options)])
+    options = [*(("--to", str(to)) if to else ()), *(("--mirror", mirror) if mirror else ())]
+    return shlex.join(["minipeft", "download", name, *options])
