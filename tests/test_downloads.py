@@ -503,8 +503,24 @@ def test_the_folder_of_ones_own_can_be_checked(hub: Hub, tmp_path: Path) -> None
     bring(hub, to=tmp_path / "mine")
     downloads.verify(NAME, tmp_path / "mine", say=lambda line: None)
     (tmp_path / "mine" / "model.safetensors").write_bytes(b"no")
-    with pytest.raises(mp.CheckpointError, match="was damaged"):
+    with pytest.raises(mp.CheckpointError, match=r"is not gpt2's model\.safetensors: its SHA-256 is"):
         downloads.verify(NAME, tmp_path / "mine", say=lambda line: None)
+    assert (tmp_path / "mine" / "model.safetensors").read_bytes() == b"no"  # it may be a model of the user's own
+
+
+@pytest.mark.parametrize("mirror", ["foo", "http://", "https://", "ftp://x", "://"])
+def test_an_address_that_is_none_is_said_to_be_so(mirror: str, hub: Hub, tmp_path: Path) -> None:
+    with pytest.raises(DownloadError, match=r"is no address of a hub, such as https://hf-mirror\.com; then type"):
+        downloads.download(NAME, mirror=mirror, say=lambda line: None)
+    check_clean(tmp_path)
+
+
+def test_a_file_is_no_folder(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"precious")
+    with pytest.raises(DownloadError, match="file is a file; name a folder with --to"):
+        bring(hub, to=tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == b"precious"
+    assert hub.requests == []
 
 
 # -- what is known of the public models -------------------------------------------------------------------------------

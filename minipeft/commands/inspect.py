@@ -34,6 +34,8 @@ def inspect(
     from minipeft.inspect import adapter_tables, checkpoint_tables, which_gpt2
     from minipeft.tuned import CONFIG_FILE, WEIGHTS_FILE, load
 
+    if what not in SHIPPED and what not in PUBLIC and Path(what).suffix and not Path(what).exists():
+        raise FileNotFoundError(f"there is no file {what}.")
     path = Path(what).parent if Path(what).name == WEIGHTS_FILE else Path(what)
     if what not in SHIPPED and what not in PUBLIC and not path.is_file():
         path = find_adapter(str(path))

@@ -30,10 +30,12 @@ def explained(what: str, host: str, again: str, otherwise: str) -> Iterator[None
         raise DownloadError(f"{_status(what, error.response)}; {then}") from None
     except OfflineModeIsEnabled:
         raise DownloadError(f"{what} is not here, and HF_HUB_OFFLINE forbids bringing it: unset it; {then}") from None
+    except (httpx2.UnsupportedProtocol, httpx2.InvalidURL, UnicodeError):
+        raise DownloadError(f"{host} is no address of a hub, such as https://hf-mirror.com; {then}") from None
     except (httpx2.TransportError, LocalEntryNotFoundError, EOFError) as error:
         cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
         raise DownloadError(f"{_connection(what, host, cause or error)}; {then}") from None
-    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+    except httpx2.HTTPError as error:
         raise DownloadError(f"{what} could not be brought ({error}): check the address of the mirror; {then}") from None
     except OSError as error:
         reason, place = error.strerror or str(error), f" {error.filename}" if error.filename else ""

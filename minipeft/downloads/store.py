@@ -76,7 +76,7 @@ def adopt(name: str, file: Path, to: Path | None = None, mirror: str | None = No
 def verify(name: str, folder: Path | None = None, mirror: str | None = None, say: Say = print) -> Path:
     """The model's file in the cache, or in `folder`, after its SHA-256 was computed and found right.
 
-    Raises DownloadError if it is not there, CheckpointError if it is wrong: it was set aside then.
+    Raises DownloadError if it is not there, CheckpointError if it is wrong: in the cache it was set aside then.
     """
     model = PUBLIC[name]
     with _explained(name, mirror, folder):
@@ -86,13 +86,15 @@ def verify(name: str, folder: Path | None = None, mirror: str | None = None, say
         known = model.sha256 or _name_of_blob(path) or look_up(model, mirror, say).sha256
         say(f"{path}: computing the SHA-256 of {path.stat().st_size:,} bytes")
         found = sha256_of(path)
+        if found != known and folder is not None:  # perhaps a model of the user's own: it is theirs to move
+            raise CheckpointError(f"{path} is not {name}'s {WEIGHTS_FILE}: its SHA-256 is {found}, not {known}")
         if found != known:
             aside = _set_aside(path.resolve())
             if path.is_symlink():
                 path.unlink()
             raise CheckpointError(
                 f"{path} was damaged (its SHA-256 is {found}, not {known}) and now lies in {aside}; bring it again "
-                f"with: {_command(name, mirror, folder)}"
+                f"with: {_command(name, mirror)}"
             )
         say(f"{path}: SHA-256 {found}, as it must be")
         return path
@@ -196,7 +198,9 @@ def _into_folder(name: str, to: Path, mirror: str | None, cached: Path | None, s
 
 
 def _check_config(name: str, folder: Path) -> None:
-    """Raise DownloadError if the folder is already another model's."""
+    """Raise DownloadError if the folder is none, or is already another model's."""
+    if folder.exists() and not folder.is_dir():
+        raise DownloadError(f"{folder} is a file; name a folder with --to")
     config = folder / CONFIG_FILE
     if config.exists() and read_config(config) != PUBLIC[name].config:
         raise DownloadError(f"{config} is another model's; name another folder with --to, or move it away")

@@ -128,8 +128,8 @@ def trying(action: Callable[[], Any], say: Say, progressed: Callable[[], int] = 
             reason, named = f"the server answered {error.response.status_code}", _retry_after(error.response.headers)
         except (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError, EOFError) as error:
             failure, reason, named = error, str(error) or type(error).__name__, None
-            if unknown_host(error):
-                raise
+            if unknown_host(error) or (isinstance(error, httpx2.ConnectError) and progressed() == 0):
+                raise  # nobody is there; once bytes have come, whoever sent them may come back
         now = progressed()
         failures, before = (1 if now > before else failures + 1), now
         if failures > len(WAITS):

@@ -13,6 +13,8 @@ from minipeft.files import CheckpointError, read_json
 from minipeft.formats.stored import Stored, Weights
 from minipeft.gpt2 import GPT2Config
 
+BEGINNINGS = (b"PK", b"\x80")
+"""Of a zip archive, which `torch.save` writes, and of a pickle, which it wrote before PyTorch 1.6."""
 COMPILED = "_orig_mod."
 """What `torch.compile` puts in front of every name."""
 MINGPT_HEADS = {
@@ -111,6 +113,9 @@ def _unpickle(path: Path) -> Mapping[str, Any]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}.")
+    with open(path, "rb") as file:
+        if not file.read(2).startswith(BEGINNINGS):
+            raise CheckpointError(f"{path} is no whole file of torch.save; is it damaged, or another file?")
     try:
         try:
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
