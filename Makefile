@@ -15,7 +15,7 @@ export MINIPEFT_CORPUS
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint lessons lab clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -31,6 +31,12 @@ lint: .venv/.installed-test ## formatting, lint rules and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy minipeft
+
+lessons: .venv/.installed-test ## make the notebooks from lessons/src, and run the solved ones
+	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python lessons/build.py
+
+lab: .venv/.installed-test ## open the lessons in JupyterLab
+	cd lessons && ../$(BIN)/python -m jupyter lab
 
 clean: ## remove demo/, dist/ and caches (.venv/, build/ and runs/ stay)
 	rm -rf demo dist docs/_build .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -4,11 +4,13 @@ import sys
 
 import typer
 
+from minipeft.commands.check import check
 from minipeft.commands.demo import demo
 from minipeft.commands.download import download
 from minipeft.commands.evaluate import evaluate
 from minipeft.commands.generate import generate
 from minipeft.commands.inspect import inspect
+from minipeft.commands.lessons import lessons
 from minipeft.commands.pretrain import pretrain
 from minipeft.commands.tune import tune
 
@@ -26,6 +28,8 @@ app.command()(pretrain)
 app.command()(inspect)
 app.command()(download)
 app.command()(demo)
+app.command()(lessons)
+app.command()(check)
 
 
 def main() -> None:

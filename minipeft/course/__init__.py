@@ -1,0 +1,1 @@
+"""The lessons as files: sources, the notebooks made of them, and a learner's answers."""

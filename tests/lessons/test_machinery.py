@@ -1,0 +1,276 @@
+"""What lessons are made with: stubs, answers that are never overwritten, hints, progress, and `minipeft check`."""
+
+import json
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nbformat import v4
+
+from minipeft import cli
+from minipeft.checks import check, exercise, hint, progress
+from minipeft.checks.exercise import Exercise, Mistake, failure
+from minipeft.course import notebooks
+from minipeft.course.answers import answers_in
+from minipeft.course.notebooks import Lesson, LessonError, for_learners, holds_answers, solved, text_of
+
+ROOT = Path(__file__).parents[2]
+SOURCE = """# %% [markdown]
+# # A title
+#
+# More.
+
+# %% tags=["setup"]
+start = 3
+
+# %% tags=["exercise"]
+def double(x):
+    \"\"\"Twice x.\"\"\"
+    # BEGIN SOLUTION
+    return 2 * x
+    # END SOLUTION
+
+# %% tags=["check"]
+print(double(start))
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "progress" / "progress.json"
+    monkeypatch.setenv("MINIPEFT_PROGRESS", str(path))
+    return path
+
+
+@pytest.fixture
+def lesson(tmp_path: Path) -> Lesson:
+    (tmp_path / "01_title.py").write_text(SOURCE)
+    (found,) = notebooks.read_lessons(tmp_path)
+    return found
+
+
+def test_a_lesson_becomes_a_stub_with_the_solution_folded_away(lesson: Lesson) -> None:
+    assert (lesson.number, lesson.name, lesson.title) == ("01", "01_title", "A title")
+    sources = [cell.source for cell in for_learners(lesson).cells]
+    assert sources[2] == 'def double(x):\n    """Twice x."""\n    raise NotImplementedError("your turn")'
+    assert sources[4] == (
+        '<details><summary>Solution</summary>\n\n```python\ndef double(x):\n    """Twice x."""\n    return 2 * x\n```'
+        "\n\n</details>"
+    )
+    assert [cell.source for cell in solved(lesson).cells][2] == 'def double(x):\n    """Twice x."""\n    return 2 * x'
+    assert text_of(for_learners(lesson)) == text_of(for_learners(lesson))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("    # END SOLUTION\n", "", "must have one '# BEGIN SOLUTION' and, after it, one '# END SOLUTION'"),
+        ("    # BEGIN SOLUTION\n", "", "must have one '# BEGIN SOLUTION'"),
+        ("# # A title", "# A title", "the first cell must begin with '# ' and the lesson's title"),
+    ],
+)
+def test_a_lesson_that_is_badly_written_is_named(old: str, new: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "01_title.py").write_text(SOURCE.replace(old, new))
+    (lesson,) = notebooks.read_lessons(tmp_path)
+    with pytest.raises(LessonError, match=message) as caught:
+        print(for_learners(lesson), lesson.title)
+    assert "01_title.py" in str(caught.value)
+
+
+def test_a_learners_answers_are_noticed(lesson: Lesson, tmp_path: Path) -> None:
+    path = tmp_path / "lesson.ipynb"
+    notebook = for_learners(lesson)
+    path.write_text(text_of(notebook))
+    assert not holds_answers(path)
+    notebook.cells[3].outputs = [v4.new_output("stream", text="6")]  # having run it is no answer
+    path.write_text(text_of(notebook))
+    assert not holds_answers(path)
+    notebook.cells[2].source = "def double(x):\n    return x + x"
+    path.write_text(text_of(notebook))
+    assert holds_answers(path)
+    assert answers_in(path, ["double"])["double"](4) == 8
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("def other(x):\n    return x", "defines no function double"),
+        ("double = 3", "defines no function double"),
+        ("def double(x)\n    return x", r"the cell that begins 'def double\(x\)' fails"),
+        ("import not_there", "fails: No module named 'not_there'"),
+    ],
+)
+def test_a_notebook_without_an_answer_is_told_so(cell: str, message: str, lesson: Lesson, tmp_path: Path) -> None:
+    notebook = for_learners(lesson)
+    notebook.cells[2].source = cell
+    (tmp_path / "lesson.ipynb").write_text(text_of(notebook))
+    with pytest.raises(LessonError, match=message):
+        answers_in(tmp_path / "lesson.ipynb", ["double"])
+    (tmp_path / "lesson.ipynb").write_text("no notebook")
+    with pytest.raises(LessonError, match="is no notebook"):
+        answers_in(tmp_path / "lesson.ipynb", ["double"])
+
+
+# -- judging, hints, progress -----------------------------------------------------------------------------------------
+
+
+def judge(answer: Any) -> None:
+    if answer(2) != 4:
+        raise Mistake("twice two is four.")
+
+
+DOUBLE = Exercise("99", "double", judge, ("Think.", "Add x to itself."))
+
+
+@pytest.fixture
+def exercises(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minipeft.checks.EXERCISES", {"99": DOUBLE})
+
+
+def not_yet(x: int) -> int:
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (lambda x: 2 * x, None),
+        (lambda x: x, "twice two is four."),
+        (not_yet, "double is still empty: write it, run its cell, and then this one again."),
+        (lambda x: x / 0, "double raised ZeroDivisionError in its line 1: division by zero"),
+        (lambda: 4, "double raised TypeError: "),
+    ],
+)
+def test_an_answer_is_judged_in_one_sentence(answer: Any, said: str | None) -> None:
+    found = failure(DOUBLE, answer)
+    assert found is None if said is None else str(found).startswith(said)
+
+
+def test_a_check_shows_a_line_and_remembers(
+    exercises: None, own_progress: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check("99", lambda x: x)
+    assert "✘ Exercise 99: twice two is four." in capsys.readouterr().out
+    assert not progress.passed("99")
+    check("99", lambda x: 2 * x)
+    assert "✔ Exercise 99: right." in capsys.readouterr().out
+    check("99", lambda x: x)
+    assert progress.passed("99")  # once solved is solved
+    assert json.loads(own_progress.read_text())["99"]["tries"] == 3
+    with pytest.raises(ValueError, match="there is no exercise '98'; there are 99"):
+        check("98", lambda x: x)
+
+
+def test_hints_come_one_after_the_other(exercises: None, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = []
+    for _ in range(3):
+        hint("99")
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == "Hint 1 of 2: Think.\n"
+    assert shown[1] == shown[2] == "Hint 1 of 2: Think.\nHint 2 of 2: Add x to itself.\n"
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"99": 3}', '{"99": {"tries": "many", "hints": null}}'])
+def test_a_damaged_file_of_progress_hinders_nobody(
+    content: str, exercises: None, own_progress: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own_progress.parent.mkdir()
+    own_progress.write_text(content)
+    check("99", lambda x: 2 * x)
+    hint("99")
+    assert progress.passed("99")
+    own_progress.unlink()
+    own_progress.mkdir()  # cannot be written at all
+    check("99", lambda x: 2 * x)
+    assert "right." in capsys.readouterr().out
+
+
+def test_a_notebook_shows_colours(exercises: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Green and red, and nothing that a text may say is taken for HTML."""
+    import IPython
+    from IPython import display
+
+    shown: list[Any] = []
+    monkeypatch.setattr(IPython, "get_ipython", lambda: object())
+    monkeypatch.setattr(display, "display", shown.append)
+    exercise._show(exercise.RED, "✘", "a < b & c")
+    assert "a &lt; b &amp; c" in shown[0].data
+    assert exercise.RED in shown[0].data
+
+
+# -- commands ---------------------------------------------------------------------------------------------------------
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The command line: exit code, output and errors, white space made single."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["minipeft", *arguments])
+        monkeypatch.chdir(ROOT)
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        found = capsys.readouterr()
+        return code, " ".join(found.out.split()), found.err
+
+    return run
+
+
+def test_check_judges_the_learners_notebook(run: Run, tmp_path: Path) -> None:
+    (lesson,) = (one for one in notebooks.read_lessons(ROOT / "lessons" / "src") if one.number == "01")
+    mine = tmp_path / "mine.ipynb"
+    for notebook, code, said in ((for_learners(lesson), 1, "merge is still empty"), (solved(lesson), 0, "right.")):
+        mine.write_text(text_of(notebook), encoding="utf-8")
+        ended, out, _ = run("check", "01", "--notebook", str(mine))
+        assert ended == code
+        assert said in out
+    assert "solved" in run("lessons")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["check"], "say which lesson: minipeft check 07"),
+        (["check", "01", "--all"], "say which lesson: minipeft check 07"),
+        (["check", "77"], "there is no exercise in lesson '77'; there are 01"),
+        (["check", "--all", "--notebook", "x.ipynb"], "--notebook is one lesson's"),
+        (["check", "01", "--notebook", "x.ipynb"], "there is no file x.ipynb"),
+        (["lessons", "--open", "77"], "lesson 77 has no notebook in"),
+    ],
+)
+def test_a_mistake_is_one_sentence(arguments: list[str], message: str, run: Run) -> None:
+    code, _, errors = run(*arguments)
+    assert code == 2
+    assert errors.startswith(f"minipeft: {message}")
+
+
+def test_building_keeps_a_learners_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A copy of the course, in which somebody has begun to write."""
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "01_title.py").write_text(SOURCE)
+    (tmp_path / "build.py").write_text((ROOT / "lessons" / "build.py").read_text())
+
+    def build(*options: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["build.py", "--unsolved", *options])
+        runpy.run_path(str(tmp_path / "build.py"), run_name="__main__")
+        return capsys.readouterr().out
+
+    build()
+    mine = (tmp_path / "01_title.ipynb").read_text().replace('raise NotImplementedError(\\"your turn\\")', "return x")
+    assert "return x" in mine
+    (tmp_path / "01_title.ipynb").write_text(mine)
+    assert "01_title.ipynb holds answers of yours and stays as it is" in build()
+    assert (tmp_path / "01_title.ipynb").read_text() == mine
+    build("--overwrite")
+    assert "your turn" in (tmp_path / "01_title.ipynb").read_text()
