@@ -19,7 +19,16 @@ from minipeft.files import (
     tensor_bytes,
     write_together,
 )
-from minipeft.formats.hub import CONFIG_FILE, WEIGHTS_FILE, config_json, read_config, read_hub, safetensors_in
+from minipeft.formats.hub import (
+    CONFIG_FILE,
+    PICKLE_FILE,
+    SHARDS_FILE,
+    WEIGHTS_FILE,
+    config_json,
+    read_config,
+    read_hub,
+    safetensors_in,
+)
 from minipeft.formats.openai import HPARAMS_FILE, read_openai
 from minipeft.formats.pickled import read_nano_or_min_gpt
 from minipeft.formats.stored import Stored, Weights
@@ -135,12 +144,16 @@ def open_weights(path: Path) -> Weights:
 
     Raises FileNotFoundError if there are no weights, CheckpointError if they are damaged or no GPT-2's.
     """
+    if path.name in (SHARDS_FILE, PICKLE_FILE) and (path.parent / CONFIG_FILE).is_file():
+        return read_hub(path.parent)
     if path.suffix == ".safetensors" and path.is_file():
         return _single_safetensors(path)
     if path.is_file():
         return read_nano_or_min_gpt(path)
     if (path / HPARAMS_FILE).is_file() and not (path / CONFIG_FILE).is_file():
         return read_openai(path)
+    if alone := [found.name for found in sorted(path.glob("*.pt")) if not (path / CONFIG_FILE).is_file()]:
+        raise FileNotFoundError(f"there is no {CONFIG_FILE} in {path}; name the file itself: {path / alone[0]}")
     return read_hub(path)
 
 

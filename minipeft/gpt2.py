@@ -22,6 +22,8 @@ from minipeft.attention import ATTENTION, KVCache, Memory, lower_right_mask, nex
 from minipeft.tokenizer import Tokenizer
 
 NOT_SCORED = -100
+LARGEST = 10_000_000
+"""No number of a model's shape is larger; beyond it, sizes in bytes would overflow."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ class GPT2Config:
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"GPT2Config.{name} must be a whole number of at least 1, got {value!r}.")
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST:
+                raise ValueError(f"GPT2Config.{name} must be a whole number from 1 to {LARGEST:,}, got {value!r}.")
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd {self.n_embd} cannot be shared out among n_head {self.n_head} heads.")
         epsilon = self.layer_norm_epsilon

@@ -13,7 +13,10 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class Fault:
-    """What goes wrong with one request: an HTTP status, or a body that is `cut`, `longer`, `flipped` or `slow`."""
+    """What goes wrong with one request: an HTTP status, or a body.
+
+    A body can be `cut` at half or at a `third`, `short` of what was told, `longer`, `flipped` or `slow`.
+    """
 
     status: int = 0
     body: str = ""
@@ -103,8 +106,8 @@ def hub_with(data: bytes) -> Iterator[Hub]:
             told = len(body) if fault.body != "short" else len(body) // 2
             self.send_header("Content-Length", str(told))
             self.end_headers()
-            if fault.body in ("cut", "short"):
-                self.wfile.write(body[: len(body) // 2])
+            if fault.body in ("cut", "short", "third"):
+                self.wfile.write(body[: len(body) // (3 if fault.body == "third" else 2)])
                 self.close_connection = True
                 return
             if fault.body == "slow":  # half of it, then nothing for as long as the other side waits

@@ -212,7 +212,7 @@ def test_a_folder_without_weights_is_refused(folder: Path) -> None:
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no'; it must be true or false"),
         ({"add_cross_attention": True}, "add_cross_attention is True"),
         ({"n_head": 3}, "n_embd 32 cannot be shared out among n_head 3 heads"),
-        ({"n_layer": 0}, "n_layer must be a whole number of at least 1"),
+        ({"n_layer": 0}, "n_layer must be a whole number from 1 to"),
         ({"n_embd": None}, "n_embd"),
         ({"n_embd": 32.5}, "n_embd"),
         ({"n_positions": "32"}, "n_positions"),

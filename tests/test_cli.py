@@ -231,6 +231,18 @@ OTHER_MISTAKES = {
         f"eval {MODEL} --task text --data {{inputs}}/texts.txt --fill {{inputs}}/texts.txt",
         "texts.txt has no row for text and",
     ),
+    "filling with a limit": (
+        f"eval {MODEL} --task text --data {{inputs}}/texts.txt --limit 5 --fill {{inputs}}/texts.txt",
+        "--fill is for a model and protocol as they are: without --adapter",
+    ),
+    "filling with an adapter": (
+        f"eval {MODEL} --task text --data {{inputs}}/texts.txt --adapter {{inputs}}/adapter --fill nowhere.md",
+        "--fill is for a model and protocol as they are: without --adapter",
+    ),
+    "filling from another file": (
+        f"eval {MODEL} --task wikitext2 --data {{inputs}}/texts.txt --fill {{inputs}}/texts.txt",
+        "--fill writes the value of wikitext2's own data: not with --data.",
+    ),
     "a download of nothing": ("download", "name a model: gpt2, gpt2-medium"),
     "a download of an unknown model": ("download gpt5", "'gpt5' is no public GPT-2: gpt2, gpt2-medium"),
     "a file that is not there": ("download gpt2 --from-file {inputs}/nowhere", "there is no file"),

@@ -85,6 +85,7 @@ def test_a_download_gives_the_file_and_a_second_one_asks_nobody(
     assert path.read_bytes() == hub.data
     assert path.name == "model.safetensors"
     assert hub.sha256 in said[-1]
+    assert (hub.count("HEAD", "/resolve/"), hub.count("GET", "/cdn/")) == (1, 1)  # what was checked is what is used
     asked = len(hub.requests)
     assert bring(hub)[0] == path
     assert len(hub.requests) == asked
@@ -207,6 +208,26 @@ def test_a_body_cut_short_is_gone_on_with(body: str, hub: Hub) -> None:
     assert starts == [f"bytes={len(hub.data) - missing}-" for missing in came]
 
 
+def test_a_try_that_brings_bytes_starts_the_count_anew(hub: Hub) -> None:
+    hub.gets = [Fault(body="cut")] * 3 * len(transfer.WAITS)
+    assert bring(hub)[0].read_bytes() == hub.data
+
+
+def test_a_server_that_only_pretends_to_get_on_is_left(hub: Hub, tmp_path: Path) -> None:
+    """Without ranges, cut at a third and at a half in turn: more than before, but never more than ever."""
+    hub.ranges = False
+    hub.gets = [Fault(body=body) for _ in range(50) for body in ("third", "cut")]
+    with pytest.raises(DownloadError, match=r"cannot be reached|does not send gpt2 whole"):
+        bring(hub)
+    assert hub.count("GET", "/cdn/") < 10
+    check_clean(tmp_path)
+
+
+def test_a_part_that_the_server_does_not_know_is_begun_anew(hub: Hub) -> None:
+    hub.gets = [Fault(body="cut"), Fault(416)]
+    assert bring(hub)[0].read_bytes() == hub.data
+
+
 def test_a_server_without_ranges_is_begun_anew(hub: Hub) -> None:
     hub.ranges = False
     hub.gets = [Fault(body="cut")]
@@ -270,8 +291,10 @@ def test_a_part_longer_than_the_file_is_brought_again(hub: Hub) -> None:
     assert bring(hub)[0].read_bytes() == hub.data
 
 
-def test_ten_downloads_at_once_give_one_file(hub: Hub) -> None:
-    processes = [command(hub) for _ in range(10)]
+def test_ten_downloads_at_once_give_one_file(hub: Hub, tmp_path: Path) -> None:
+    for number in range(10):
+        (tmp_path / f"tmp{number}").mkdir()
+    processes = [command(hub, TMPDIR=str(tmp_path / f"tmp{number}")) for number in range(10)]
     found = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0] * 10, found
     assert len({out for out, _ in found}) == 1
@@ -280,7 +303,7 @@ def test_ten_downloads_at_once_give_one_file(hub: Hub) -> None:
     assert not list(Path(constants.HF_HUB_CACHE).rglob("*.incomplete"))
 
 
-def command(hub: Hub) -> subprocess.Popen[str]:
+def command(hub: Hub, **variables: str) -> subprocess.Popen[str]:
     """`weights_download.py gpt2` in a process of its own, where gpt2 is the tiny one."""
     code = (
         "import dataclasses, sys; from minipeft.downloads import PUBLIC; from minipeft.cli import run_download\n"
@@ -290,7 +313,7 @@ def command(hub: Hub) -> subprocess.Popen[str]:
         "sys.argv = ['weights_download.py', 'gpt2']; run_download()"
     )
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    environment |= {"HF_ENDPOINT": hub.address, "HF_HUB_CACHE": constants.HF_HUB_CACHE}
+    environment |= {"HF_ENDPOINT": hub.address, "HF_HUB_CACHE": constants.HF_HUB_CACHE, **variables}
     return subprocess.Popen(
         [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -302,10 +325,10 @@ def command(hub: Hub) -> subprocess.Popen[str]:
 @pytest.mark.parametrize(
     ("status", "advice"),
     [
-        (400, r"refuses to give gpt2 \(400\): take another --mirror"),
+        (400, r"refuses to give gpt2 \(400\): is the address right"),
         (401, r"wants to know who asks for gpt2 \(401\): log in with `hf auth login`"),
-        (403, r"does not let you have gpt2 \(403\): ask there for access"),
-        (404, r"has no such file of gpt2 \(404\): take another --mirror"),
+        (403, r"does not let you have gpt2 \(403\): ask there for access; then type"),
+        (404, r"has no such file of gpt2 \(404\): is the address right"),
         (429, r"has had too many requests from here \(429\): wait some minutes"),
         (500, r"is in trouble \(500\): wait some minutes"),
         (503, r"is in trouble \(503\): wait some minutes"),
@@ -319,7 +342,7 @@ def test_a_refusal_is_one_sentence_with_the_next_command(
     hub.heads, hub.gets = (faults, []) if method == "HEAD" else ([], faults)
     with pytest.raises(DownloadError, match=advice) as caught:
         bring(hub)
-    assert f"then type: minipeft download gpt2 --mirror {hub.address} (or" in str(caught.value)
+    assert f"then type: minipeft download gpt2 --mirror {hub.address} (or add" in str(caught.value)
     assert "\n" not in str(caught.value)
     asked = hub.count("HEAD", "/resolve/") if method == "HEAD" else hub.count("GET", "/cdn/")
     assert asked == (5 if status in transfer.TRANSIENT else 1)
@@ -347,9 +370,17 @@ def test_a_wrong_hash_is_set_aside_and_never_loaded(hub: Hub, tmp_path: Path) ->
     with pytest.raises(mp.CheckpointError, match=r"has the SHA-256 [0-9a-f]{64}, not .*it was not used and lies in"):
         mp.GPT2.from_pretrained(NAME)
     check_clean(tmp_path)
-    assert [name for name in files_in(tmp_path / "cache") if name.endswith(".wrong")]
+    assert [name for name in files_in(tmp_path / "cache") if ".wrong-" in name]
     hub.gets = []
     assert bring(hub)[0].read_bytes() == hub.data  # the wrong one is in nobody's way
+
+
+def test_what_was_set_aside_is_never_lost(hub: Hub, tmp_path: Path) -> None:
+    hub.gets = [Fault(body="flipped")] * 2
+    for _ in range(2):
+        with pytest.raises(mp.CheckpointError, match="lies in"):
+            bring(hub)
+    assert len([name for name in files_in(tmp_path / "cache") if ".wrong-" in name]) == 2
 
 
 def test_a_hub_that_offers_another_file_than_the_known_one_is_refused(hub: Hub, tmp_path: Path) -> None:
@@ -475,6 +506,29 @@ def test_another_file_is_not_taken_in(hub: Hub, tmp_path: Path) -> None:
         downloads.adopt(NAME, tmp_path / "missing", say=lambda line: None)
 
 
+def test_a_file_from_elsewhere_repairs_the_cache(hub: Hub, written: Path) -> None:
+    blob = bring(hub)[0].resolve()
+    blob.write_bytes(hub.data[:-1] + bytes([hub.data[-1] ^ 1]))
+    path = downloads.adopt(NAME, written / "model.safetensors", say=lambda line: None)
+    assert path.read_bytes() == hub.data
+
+
+def test_a_file_from_elsewhere_replaces_nothing_of_the_users(hub: Hub, written: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"precious")
+    with pytest.raises(DownloadError, match="is another file; name another folder with --to"):
+        downloads.adopt(NAME, written / "model.safetensors", to=tmp_path, say=lambda line: None)
+    assert (tmp_path / "model.safetensors").read_bytes() == b"precious"
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_a_damaged_file_is_not_copied(hub: Hub, tmp_path: Path) -> None:
+    blob = bring(hub)[0].resolve()
+    blob.write_bytes(hub.data[:-1] + bytes([hub.data[-1] ^ 1]))
+    with pytest.raises(mp.CheckpointError, match=r"is damaged: its SHA-256 is not .*; nothing was copied"):
+        bring(hub, to=tmp_path / "mine")
+    assert files_in(tmp_path / "mine") == set()
+
+
 def test_a_damaged_file_is_found_and_set_aside(hub: Hub, tmp_path: Path) -> None:
     path, _ = bring(hub)
     said: list[str] = []
@@ -482,7 +536,7 @@ def test_a_damaged_file_is_found_and_set_aside(hub: Hub, tmp_path: Path) -> None
     assert f"SHA-256 {hub.sha256}, as it must be" in said[-1]
     blob = path.resolve()
     blob.write_bytes(hub.data[:-1] + bytes([hub.data[-1] ^ 1]))
-    with pytest.raises(mp.CheckpointError, match=r"was damaged .* now lies in \S+\.wrong; bring it again"):
+    with pytest.raises(mp.CheckpointError, match=r"was damaged .* now lies in \S+\.wrong-1; bring it again"):
         downloads.verify(NAME, say=said.append)
     check_clean(tmp_path)
     with pytest.raises(DownloadError, match="gpt2 is not here; bring it with: minipeft download gpt2"):

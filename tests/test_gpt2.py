@@ -23,9 +23,9 @@ each_attention = pytest.mark.parametrize("attention", ATTENTION)
 @pytest.mark.parametrize(
     ("shape", "said"),
     [
-        ({"n_layer": 0}, "n_layer must be a whole number of at least 1, got 0"),
+        ({"n_layer": 0}, "n_layer must be a whole number from 1 to 10,000,000, got 0"),
         ({"n_head": -2}, "n_head must be a whole number"),
-        ({"vocab_size": True}, "vocab_size must be a whole number of at least 1, got True"),
+        ({"vocab_size": True}, "vocab_size must be a whole number from 1 to 10,000,000, got True"),
         ({"n_embd": 100, "n_head": 12}, "n_embd 100 cannot be shared out among n_head 12 heads"),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1, got 1.0"),
         ({"dropout": -0.1}, "dropout must be at least 0 and below 1"),

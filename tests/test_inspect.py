@@ -161,6 +161,19 @@ def test_what_a_file_has_besides_weights_is_said(tmp_path: Path) -> None:
     assert cells(parts)[-1][1] == f"{random_model().num_parameters():,}"
 
 
+def test_zeros_that_stand_for_missing_biases_are_not_in_the_file(tmp_path: Path) -> None:
+    model = random_model()
+    state = {f"transformer.{name}": tensor for name, tensor in model.state_dict().items() if "bias" not in name}
+    shape = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 32, "vocab_size": 64, "bias": False}
+    torch.save({"model": state, "model_args": shape}, tmp_path / "ckpt.pt")
+    parts, listed = checkpoint_tables(open_model(tmp_path / "ckpt.pt"))
+    assert listed.title is not None
+    assert str(listed.title).startswith(f"{len(state)} tensors")
+    assert cells(parts)[-1][1] == f"{sum(tensor.numel() for tensor in state.values()):,}"
+    with pytest.raises(FileNotFoundError, match=r"name the file itself: .*ckpt\.pt"):
+        open_model(tmp_path)
+
+
 def test_a_model_is_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     random_model().save_pretrained(tmp_path)
     lines = which_gpt2(open_model(tmp_path))

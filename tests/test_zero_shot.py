@@ -221,6 +221,7 @@ def test_hellaswag_is_that_of_a_loop_over_the_endings(pair: tuple[mp.GPT2, Any],
     [
         (read_lambada, "not json", "line 2 is no JSON object"),
         (read_lambada, "[" * 100_000, "line 2 is no JSON object"),
+        (read_lambada, "\n\n3", "line 4 is no JSON object"),
         (read_lambada, '{"words": 3}', "line 2: text is missing or no str"),
         (read_lambada, '{"text": "one"}', "line 2 has no last word with something before it"),
         (read_hellaswag, '{"ctx": "a", "endings": "b", "label": 0}', "line 2: endings is missing or no list"),
@@ -235,6 +236,15 @@ def test_a_line_that_is_no_example_is_named(read: Any, line: str, message: str, 
     (tmp_path / "data.jsonl").write_text(f"{good}\n{line}\n")
     with pytest.raises(ValueError, match=message):
         read(tmp_path / "data.jsonl")
+
+
+def test_only_a_line_feed_ends_a_line(tmp_path: Path) -> None:
+    """JSON may hold other separators as they are."""
+    text = "one\u2028two\u0085three\x1cfour"
+    (tmp_path / "data.jsonl").write_text(json.dumps({"text": text}, ensure_ascii=False) + "\r\n", encoding="utf-8")
+    assert read_lambada(tmp_path / "data.jsonl") == [text]
+    (tmp_path / "data.txt").write_text(f"{text}\n\n{text}\n", encoding="utf-8")
+    assert read_lambada(tmp_path / "data.txt") == [text, text]
 
 
 def test_a_word_longer_than_the_window_is_refused(pair: tuple[mp.GPT2, Any], tmp_path: Path) -> None:
@@ -254,9 +264,7 @@ def test_data_are_read_where_minipeft_data_says(
     (tmp_path / "lambada").mkdir()
     (tmp_path / "lambada" / "lambada_test.jsonl").write_text('{"text": "two words"}\n')
     assert measure("lambada", Subject.of(pair[0])).on == "1 passages"
-    with pytest.raises(
-        FileNotFoundError, match=r"the data of hellaswag are not here: get https://\S+, then type: minip"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"hellaswag's data are not here: get https://\S+, then type: minip"):
         measure("hellaswag", Subject.of(pair[0]))
     with pytest.raises(FileNotFoundError, match="wikitext2 is not here, and HF_HUB_OFFLINE forbids"):
         measure("wikitext2", Subject.of(pair[0]))
@@ -280,7 +288,7 @@ def test_data_of_a_known_hash_are_brought_once(
         assert hub.count("GET", "/cdn/") == 3
         hub.gets = [Fault(404)]
         (tmp_path / "data" / "wikitext2" / "test.txt").unlink()
-        with pytest.raises(FileNotFoundError, match=r"\(404\).*then type: minipeft eval --task wikitext2 \(or, with a"):
+        with pytest.raises(FileNotFoundError, match=r"\(404\).*then type: minipeft eval --task wikitext2 \(or add"):
             measure("wikitext2", Subject.of(pair[0]), say=lambda line: None)
 
 

@@ -1,11 +1,13 @@
 """`minipeft download`: the public GPT-2 weights, verified."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -21,8 +23,8 @@ def download(
 ) -> None:
     """Bring the weights of a public GPT-2, check them, and keep them for every later use.
 
-    They go into the cache of the Hugging Face hub (HF_HOME moves it), where `--model gpt2` and `transformers` find
-    them. An interrupted download goes on where it stopped.
+    They go into the cache of the Hugging Face hub (HF_HOME moves it), where `--model gpt2` finds them and
+    `transformers` need not bring them again. An interrupted download goes on where it stopped.
 
     Examples:
 
@@ -54,7 +56,7 @@ def download(
         print("minipeft: stopped; what has come is kept, and the same command goes on from there.", file=sys.stderr)
         sys.exit(130)
     use = name if to is None else to
-    print(f'{path}\nuse it: minipeft generate "Once upon a time" --model {use}')
+    print(f'{path}\nuse it: minipeft generate "Once upon a time" --model {shlex.quote(str(use))}')
 
 
 def _say(line: str) -> None:
@@ -78,5 +80,5 @@ def _table() -> Table:
         except CheckpointError:
             here = "damaged"
         count = model.config.num_parameters()
-        table.add_row(name, f"{count:,}", f"{4 * count / 1e6:,.0f}", model.repo, here)
+        table.add_row(name, f"{count:,}", f"{4 * count / 1e6:,.0f}", model.repo, escape(here))
     return table

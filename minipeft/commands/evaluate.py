@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from minipeft.commands.options import (
@@ -70,11 +71,16 @@ def evaluate(
     `minipeft eval --task text --data book.txt --stride 128`
     """
     from minipeft.zero_shot import ZERO_SHOT, Settings
+    from minipeft.zero_shot.tasks import PINNED
 
     if task in ZERO_SHOT:
         if template is not None or input_column or target:
             raise ValueError(f"{task} is measured as it is: --template, --input and --target mean nothing to it.")
         settings = Settings(stride, batch_size, limit, as_is)
+        if fill is not None and (adapter or dtype is not Dtype.float32 or settings != Settings(batch_size=batch_size)):
+            raise ValueError("--fill is for a model and protocol as they are: without --adapter, --dtype, --stride …")
+        if fill is not None and data is not None and task in PINNED:
+            raise ValueError(f"--fill writes the value of {task}'s own data: not with --data.")
         _zero_shot(str(task), data, model, adapter, device, dtype.value, settings, fill)
         return
     if stride is not None or limit is not None or as_is or fill is not None:
@@ -108,7 +114,7 @@ def _labelled(
     base = load_model(model, device, dtype.value)
     tuned = attach(base, HardPrompt(template)) if template is not None else load(find_adapter(str(adapter)), base)
     score = measure(tuned, encoder_for(tuned, what, truncate), what.splits[split])
-    table = Table(title=f"{what.name}, {split}: {score.examples:,} examples")
+    table = Table(title=f"{escape(what.name)}, {split}: {score.examples:,} examples")
     if what.labels:
         table.add_column("method")
         table.add_column("accuracy", justify="right")
@@ -151,7 +157,7 @@ def _zero_shot(
             bar=lambda total: bars.enter_context(progress_bar(task, total)),
             say=lambda line: print(line, file=sys.stderr),
         )
-    table = Table(title=f"{task}: {model}" + (f" with {adapter}" if adapter else ""))
+    table = Table(title=escape(f"{task}: {model}" + (f" with {adapter}" if adapter else "")))
     table.add_column("measure")
     table.add_column("value", justify="right")
     for name, value in found.values.items():

@@ -4,6 +4,7 @@ import errno
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from minipeft.files import CheckpointError
@@ -13,14 +14,23 @@ class DownloadError(FileNotFoundError):
     """Weights that could not be brought; the message says why, and what to type next."""
 
 
+@dataclass(frozen=True)
+class Advice:
+    """What a person can do: type `again`, do `otherwise`, or take another place for the file, `elsewhere`."""
+
+    again: str
+    otherwise: str
+    elsewhere: str
+
+
 @contextmanager
-def explained(what: str, host: str, again: str, otherwise: str) -> Iterator[None]:
-    """Any failure inside, as one sentence that ends with the command to type `again`, `otherwise` another way."""
+def explained(what: str, host: str, advice: Advice) -> Iterator[None]:
+    """Any failure inside, as one sentence that ends with what to type next."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
     from huggingface_hub.utils import logging
 
-    then, level = f"then type: {again} (or, with a file from elsewhere, {otherwise})", logging.get_verbosity()
+    then, level = f"then type: {advice.again} (or {advice.otherwise})", logging.get_verbosity()
     logging.set_verbosity_error()  # its warnings say what `trying` says in its own words
     try:
         yield
@@ -36,11 +46,11 @@ def explained(what: str, host: str, again: str, otherwise: str) -> Iterator[None
         cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
         raise DownloadError(f"{_connection(what, host, cause or error)}; {then}") from None
     except httpx2.HTTPError as error:
-        raise DownloadError(f"{what} could not be brought ({error}): check the address of the mirror; {then}") from None
+        raise DownloadError(f"{what} could not be brought ({error}): is the address right? {then}") from None
     except OSError as error:
         reason, place = error.strerror or str(error), f" {error.filename}" if error.filename else ""
         trouble = f"the disk is full ({reason})" if error.errno == errno.ENOSPC else f"cannot write{place} ({reason})"
-        raise DownloadError(f"{trouble}: make room, or take another place with --to DIR or HF_HOME; {then}") from None
+        raise DownloadError(f"{trouble}: make room, or take another place {advice.elsewhere}; {then}") from None
     finally:
         logging.set_verbosity(level)
 
@@ -50,15 +60,15 @@ def _status(what: str, response: Any) -> str:
     status, host = response.status_code, response.request.url.host
     advice = {
         401: f"wants to know who asks for {what} (401): log in with `hf auth login`",
-        403: f"does not let you have {what} (403): ask there for access, or take another --mirror",
-        404: f"has no such file of {what} (404): take another --mirror, or none",
+        403: f"does not let you have {what} (403): ask there for access",
+        404: f"has no such file of {what} (404): is the address right?",
         429: "has had too many requests from here (429): wait some minutes",
     }
     if status in advice:
         return f"{host} {advice[status]}"
     if status >= 500:
         return f"{host} is in trouble ({status}): wait some minutes"
-    return f"{host} refuses to give {what} ({status}): take another --mirror, or none"
+    return f"{host} refuses to give {what} ({status}): is the address right?"
 
 
 def _connection(what: str, host: str, error: BaseException) -> str:

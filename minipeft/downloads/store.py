@@ -5,6 +5,7 @@ download goes on with.
 """
 
 import errno
+import itertools
 import os
 import shlex
 import shutil
@@ -15,9 +16,9 @@ from hashlib import sha256
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from minipeft.downloads.failures import DownloadError, explained
+from minipeft.downloads.failures import Advice, DownloadError, explained
 from minipeft.downloads.public import HASHED_AT_ONCE, PUBLIC, WEIGHTS_FILE, DamagedFile, PublicModel, sha256_of
-from minipeft.downloads.transfer import Remote, Say, file_size, look_up, pinned, stream, token_for, trying
+from minipeft.downloads.transfer import Remote, Say, file_size, look_up, pinned, stream, trying
 from minipeft.files import CheckpointError, write_json
 from minipeft.formats.hub import CONFIG_FILE, config_json, read_config
 from minipeft.progress import bytes_bar
@@ -42,7 +43,7 @@ def download(name: str, to: Path | None = None, mirror: str | None = None, say: 
         with _alone(blob, say):
             if not blob.exists():
                 _bring(name, remote, blob, say, _command(name, mirror))
-        return _link(model, mirror, say)
+        return _snapshot(model, remote, blob)
 
 
 def adopt(name: str, file: Path, to: Path | None = None, mirror: str | None = None, say: Say = print) -> Path:
@@ -52,19 +53,22 @@ def adopt(name: str, file: Path, to: Path | None = None, mirror: str | None = No
     """
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file}.")
-    model = PUBLIC[name]
+    model, found = PUBLIC[name], sha256_of(file)
     with _explained(name, mirror, to):
         remote = pinned(model) or look_up(model, mirror, say)
-        found = sha256_of(file)
         if found != remote.sha256:
             raise CheckpointError(
                 f"{file} is not {name}'s {WEIGHTS_FILE}: its SHA-256 is {found}, not {remote.sha256}; use it as it is "
-                f"with --model {file}, or bring the right one with: minipeft download {name}"
+                f"with --model {file}, or bring the right one with: {_command(name)}"
             )
         target = (_cache_folder(model) / "blobs" / remote.sha256) if to is None else to / WEIGHTS_FILE
         if to is not None:
             _check_config(name, to)
         with _alone(target, say):
+            if target.exists() and sha256_of(target) != found:
+                if to is not None:
+                    raise DownloadError(f"{target} is another file; name another folder with --to, or move it away")
+                say(f"{target} was damaged and was set aside as {_set_aside(target)}")
             if not target.exists():
                 _copy(file, target, remote)
         if to is not None:
@@ -100,14 +104,11 @@ def verify(name: str, folder: Path | None = None, mirror: str | None = None, say
         return path
 
 
-def fetch(what: str, remote: Remote, target: Path, again: str, otherwise: str, say: Say = print) -> Path:
-    """Any file whose SHA-256 and size are known, as `target`; `again` and `otherwise` are commands for error messages.
-
-    Raises what `download` raises.
-    """
-    with explained(what, urlsplit(remote.url).netloc, again, otherwise), _alone(target, say):
+def fetch(what: str, remote: Remote, target: Path, advice: Advice, say: Say = print) -> Path:
+    """Any file whose SHA-256 and size are known, as `target`. Raises what `download` raises."""
+    with explained(what, urlsplit(remote.url).netloc, advice), _alone(target, say):
         if not target.exists():
-            _bring(what, remote, target, say, again)
+            _bring(what, remote, target, say, advice.again)
     return target
 
 
@@ -132,7 +133,7 @@ def _bring(what: str, remote: Remote, target: Path, say: Say, again: str) -> Non
         aside = _set_aside(partial)
         raise CheckpointError(
             f"what came as {what} has the SHA-256 {found}, not {remote.sha256}; it was not used and lies in {aside}. "
-            f"Try again, or another --mirror: {again}"
+            f"Try again: {again}"
         )
     os.replace(partial, target)
     say(f"{what}: SHA-256 {found}" + (f", revision {remote.revision}" if remote.revision else ""))
@@ -145,22 +146,8 @@ def _cache_folder(model: PublicModel) -> Path:
     return Path(constants.HF_HUB_CACHE) / ("models--" + model.repo.replace("/", "--"))
 
 
-def _link(model: PublicModel, mirror: str | None, say: Say) -> Path:
-    """Let the hub's client give the blob its name in the snapshot; it finds the bytes there and brings none."""
-    from huggingface_hub import hf_hub_download
-
-    return Path(
-        trying(
-            lambda: hf_hub_download(
-                model.repo, WEIGHTS_FILE, revision=model.revision, endpoint=mirror, token=token_for(mirror)
-            ),
-            say,
-        )
-    )
-
-
 def _snapshot(model: PublicModel, remote: Remote, blob: Path) -> Path:
-    """The same without a network: the name in the snapshot, as a link where links can be made, else as the file."""
+    """The blob's name in the snapshot, as the hub's client gives it: a link where links can be made, else the file."""
     folder = _cache_folder(model)
     named = folder / "snapshots" / remote.revision / WEIGHTS_FILE
     named.parent.mkdir(parents=True, exist_ok=True)
@@ -226,7 +213,8 @@ def _copy(source: Path, target: Path, remote: Remote) -> None:
             os.fsync(new.fileno())
         if digest.hexdigest() != remote.sha256:
             raise CheckpointError(
-                f"{source} changed or is damaged: its SHA-256 is not {remote.sha256}; nothing was copied"
+                f"{source} is damaged: its SHA-256 is not {remote.sha256}; nothing was copied. Check it with --verify, "
+                "then type the same again"
             )
         os.replace(partial, target)
     finally:
@@ -254,7 +242,9 @@ def _partial(target: Path, remote: Remote) -> Path:
 
 def _set_aside(path: Path) -> Path:
     """Move a wrong file to where nobody takes it for a right one."""
-    aside = path.with_name(path.name.removesuffix(".incomplete") + ".wrong")
+    name = path.name.removesuffix(".incomplete")
+    places = (path.with_name(f"{name}.wrong-{number}") for number in itertools.count(1))
+    aside = next(place for place in places if not place.exists())
     os.replace(path, aside)
     return aside
 
@@ -263,9 +253,15 @@ def _set_aside(path: Path) -> Path:
 def _alone(target: Path, say: Say) -> Iterator[None]:
     """Nobody else on this machine brings `target` meanwhile; whoever comes second waits, and is told so."""
     from filelock import FileLock, Timeout
+    from huggingface_hub import constants
 
-    mine = sha256(f"{getattr(os, 'getuid', lambda: '')()} {target.resolve()}".encode()).hexdigest()[:16]
-    lock = FileLock(Path(tempfile.gettempdir()) / f"minipeft-{mine}.lock")
+    # In the cache, which all who could bring the same file share; beside `target` it would stay for ever.
+    locks = Path(constants.HF_HUB_CACHE) / ".locks" / "minipeft"
+    try:
+        locks.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a cache that is only read
+        locks = Path(tempfile.gettempdir())
+    lock = FileLock(locks / f"{sha256(str(target.resolve()).encode()).hexdigest()[:16]}.lock", mode=0o666)
     try:
         lock.acquire(timeout=0.5)
     except Timeout:
@@ -280,11 +276,12 @@ def _alone(target: Path, say: Say) -> Iterator[None]:
 def _explained(name: str, mirror: str | None, to: Path | None) -> AbstractContextManager[None]:
     from huggingface_hub import constants
 
-    otherwise = f"{_command(name)} --from-file {WEIGHTS_FILE}"
-    return explained(name, mirror or constants.ENDPOINT, _command(name, mirror, to), otherwise)
+    otherwise = "add --mirror URL for another hub, or --from-file FILE for a file from elsewhere"
+    advice = Advice(_command(name, mirror, to), otherwise, "with --to DIR or HF_HOME")
+    return explained(name, constants.ENDPOINT if mirror is None else mirror, advice)
 
 
 def _command(name: str, mirror: str | None = None, to: Path | None = None) -> str:
     """What to type to try again."""
-    options = [*(("--to", str(to)) if to else ()), *(("--mirror", mirror) if mirror else ())]
+    options = [*(("--to", str(to)) if to else ()), *(() if mirror is None else ("--mirror", mirror))]
     return shlex.join(["minipeft", "download", name, *options])

@@ -131,7 +131,7 @@ def trying(action: Callable[[], Any], say: Say, progressed: Callable[[], int] = 
             if unknown_host(error) or (isinstance(error, httpx2.ConnectError) and progressed() == 0):
                 raise  # nobody is there; once bytes have come, whoever sent them may come back
         now = progressed()
-        failures, before = (1 if now > before else failures + 1), now
+        failures, before = (1 if now > before else failures + 1), max(before, now)
         if failures > len(WAITS):
             raise failure
         wait = WAITS[failures - 1] if named is None else named
@@ -142,7 +142,7 @@ def trying(action: Callable[[], Any], say: Say, progressed: Callable[[], int] = 
 def _retry_after(headers: Any) -> float | None:
     """The seconds that a busy server asks for."""
     asked = headers.get("Retry-After", "")
-    return min(float(asked), LONGEST_WAIT) if asked.isdigit() else None
+    return min(float(asked), LONGEST_WAIT) if asked.isascii() and asked.isdigit() else None
 
 
 def file_size(path: Path) -> int:

@@ -72,7 +72,7 @@ def _with_zero_biases(tensors: dict[str, Stored]) -> dict[str, Stored]:
 
 
 def _zeros(shape: tuple[int, ...]) -> Stored:
-    return Stored(shape, torch.float32, lambda: torch.zeros(shape))
+    return Stored(shape, torch.float32, lambda: torch.zeros(shape), in_file=False)
 
 
 def _min(found: Mapping[str, Any], path: Path) -> Weights:
@@ -122,14 +122,13 @@ def _unpickle(path: Path) -> Mapping[str, Any]:
         except RuntimeError:  # files from before PyTorch 1.6 cannot be mapped
             found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "GLOBAL" in str(error):
-            culprit = re.search(r"GLOBAL ([\w.]+)|class ([\w.]+)", str(error))
-            what = f" ({culprit[1] or culprit[2]})" if culprit else ""
+        if culprit := re.search(r"GLOBAL ([\w.]+)|class ([\w.]+)", str(error)):
             raise CheckpointError(
-                f"{path} holds something besides tensors{what} that could run code; it was refused and not loaded."
+                f"{path} holds something besides tensors ({culprit[1] or culprit[2]}) that could run code; it was "
+                "refused and not loaded."
             ) from None
         raise CheckpointError(f"{path} is no whole file of torch.save; is it damaged, or another file?") from None
-    except (RuntimeError, ValueError, EOFError, KeyError, IndexError, TypeError, AttributeError, OSError) as error:
+    except Exception as error:  # what is damaged in a pickle shows as almost any kind of error
         reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} is no whole file of torch.save ({reason}); is it damaged?") from None
     if not isinstance(found, Mapping):
@@ -141,8 +140,13 @@ def _tensors(found: Mapping[str, Any], path: Path) -> dict[str, Stored]:
     odd = [name for name, value in found.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
     if odd:
         raise CheckpointError(f"{path} must map names to tensors, but {odd[0]!r} is something else.")
-    return {name.removeprefix(COMPILED): _held(tensor) for name, tensor in found.items()}
+    held = {name.removeprefix(COMPILED): _held(name, tensor, path) for name, tensor in found.items()}
+    if len(held) < len(found):
+        raise CheckpointError(f"{path} holds keys both with and without {COMPILED!r}; which of them count?")
+    return held
 
 
-def _held(tensor: Tensor) -> Stored:
-    return Stored(tuple(tensor.shape), tensor.dtype, lambda: tensor)
+def _held(name: str, tensor: Tensor, path: Path) -> Stored:
+    if tensor.layout is not torch.strided or tensor.is_nested or tensor.device.type != "cpu":
+        raise CheckpointError(f"{path}: key {name} is a tensor of a kind that no weights are ({tensor.layout}).")
+    return Stored(tuple(tensor.shape), tensor.dtype, tensor.contiguous)

@@ -22,6 +22,8 @@ class Stored:
     read: Callable[[], Tensor] = field(repr=False)
     read_rows: Callable[[int, int], Tensor] | None = field(default=None, repr=False)
     """Brings rows `start` … `stop` - 1 without the others, where the file can."""
+    in_file: bool = True
+    """False for zeros that stand for what the file leaves out."""
 
     def parts(self) -> Iterator[tuple[int, int, Tensor]]:
         """(start, stop, rows), a few MB at a time where the file can: then reading needs little memory of its own."""

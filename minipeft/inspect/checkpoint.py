@@ -27,6 +27,7 @@ PARTS = {
 
 def checkpoint_tables(weights: Weights, every: bool = False) -> list[Table]:
     """Parameters of each part, and tensors: one row for what all blocks have alike, or, with `every`, one for each."""
+    weights = replace(weights, tensors={key: stored for key, stored in weights.tensors.items() if stored.in_file})
     return [_parts(weights), _tensors(weights.tensors, weights.config, every)]
 
 

@@ -24,23 +24,19 @@ class Ending:
 
 def read_lambada(path: Path) -> list[str]:
     """Passages: `.jsonl` lines with `text`, as OpenAI published them, or one passage a line. Raises ValueError."""
-    lines = [line for line in read_text(path).splitlines() if line.strip()]
-    if path.suffix != ".jsonl":
-        passages = lines
-    else:
-        passages = [_of(path, number, _json(path, number, line), "text", str) for number, line in enumerate(lines, 1)]
-    for number, passage in enumerate(passages, 1):
+    passages = []
+    for number, line in _lines(path):
+        passage = line if path.suffix != ".jsonl" else _of(path, number, _json(path, number, line), "text", str)
         if len(passage.split()) < 2:
             raise ValueError(f"{path}: line {number} has no last word with something before it.")
+        passages.append(passage)
     return passages
 
 
 def read_hellaswag(path: Path) -> list[Ending]:
     """The examples of hellaswag_val.jsonl. Raises ValueError that names a line which is none."""
     examples = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        if not line.strip():
-            continue
+    for number, line in _lines(path):
         found = _json(path, number, line)
         context, endings = _of(path, number, found, "ctx", str), _of(path, number, found, "endings", list)
         label = _of(path, number, found, "label", int)
@@ -49,8 +45,6 @@ def read_hellaswag(path: Path) -> list[Ending]:
         if not 0 <= label < len(endings):
             raise ValueError(f"{path}: line {number}: label {label} is the number of no ending.")
         examples.append(Ending(context, tuple(endings), label))
-    if not examples:
-        raise ValueError(f"{path} has no examples.")
     return examples
 
 
@@ -96,6 +90,12 @@ def _row(subject: Subject, context: str, target: str) -> Row:
         raise ValueError(f"{target[:40]!r}… has {len(after)} tokens and does not fit into {subject.room} positions.")
     kept = before[-room:]
     return Row([*kept, *after], len(kept))
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """Lines that are not blank, with their numbers. Only a line feed ends one: JSON may hold other separators."""
+    lines = enumerate(read_text(path).split("\n"), start=1)
+    return [(number, line.rstrip("\r")) for number, line in lines if line.strip()]
 
 
 def _least(values: Sequence[float]) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minipeft.corpus import read_text
-from minipeft.downloads import Remote, fetch
+from minipeft.downloads import Advice, Remote, fetch
 from minipeft.zero_shot.choices import read_hellaswag, read_lambada, score_hellaswag, score_lambada
 from minipeft.zero_shot.scoring import Subject
 from minipeft.zero_shot.texts import detokenised, score_text
@@ -61,12 +61,13 @@ class Source:
         folder = os.environ.get("MINIPEFT_DATA")
         if folder and (Path(folder) / self.place).is_file():
             return Path(folder) / self.place
-        again, otherwise = f"minipeft eval --task {task}", f"minipeft eval --task {task} --data FILE"
+        again = f"minipeft eval --task {task}"
         if self.sha256 is None:
-            raise FileNotFoundError(f"the data of {task} are not here: get {self.address}, then type: {otherwise}")
+            raise FileNotFoundError(f"{task}'s data are not here: get {self.address}, then type: {again} --data FILE")
+        advice = Advice(again, "add --data FILE for a file from elsewhere", "with MINIPEFT_CACHE")
         cache = Path(os.environ.get("MINIPEFT_CACHE") or Path.home() / ".cache" / "minipeft")
         remote = Remote(self.address, self.sha256, self.size)
-        return fetch(task, remote, cache / self.place, again, otherwise, say)
+        return fetch(task, remote, cache / self.place, advice, say)
 
 
 _GITHUB = "https://raw.githubusercontent.com"
@@ -89,6 +90,7 @@ SOURCES = {
     "hellaswag": Source("hellaswag/hellaswag_val.jsonl", f"{_GITHUB}/rowanz/hellaswag/master/data/hellaswag_val.jsonl"),
 }
 ZERO_SHOT = (*SOURCES, "text")
+PINNED = tuple(task for task, source in SOURCES.items() if source.sha256 is not None)
 
 
 def measure(
