@@ -1,6 +1,7 @@
 """The figures of the lessons: colour-blind safe, the finding in the title, readable at notebook width."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from minipeft.plots import GREEN, GREY, ORANGE
 
@@ -34,4 +35,42 @@ def token_strips(rows: Sequence[Sequence[str]], labels: Sequence[str], title: st
     axes.set_xlabel(note, loc="left", fontsize=10, color=GREY)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
+    pyplot.show()
+
+
+def heat_maps(
+    matrices: Sequence[Any],
+    names: Sequence[str],
+    title: str,
+    rows: Sequence[str] | None = None,
+    columns: Sequence[str] | None = None,
+    row_name: str = "query",
+    column_name: str = "key",
+    numbers: bool = False,
+    darkest: float = 1.0,
+) -> None:
+    """Matrices of values from 0 to `darkest` side by side, in one scale; `numbers` writes the values into them."""
+    import torch
+    from matplotlib import pyplot
+
+    shown = [torch.as_tensor(matrix).detach().float() for matrix in matrices]
+    T, S = shown[0].shape
+    size = 9 / len(shown)
+    _, axes = pyplot.subplots(1, len(shown), figsize=(9, size * T / S + 0.9), layout="constrained", squeeze=False)
+    for place, matrix, name in zip(axes[0], shown, names, strict=True):
+        place.imshow(matrix, cmap="Blues", vmin=0, vmax=darkest, aspect="auto")
+        place.hlines([t + 0.5 for t in range(T - 1)], -0.5, S - 0.5, color="white", linewidth=1)
+        place.vlines([s + 0.5 for s in range(S - 1)], -0.5, T - 0.5, color="white", linewidth=1)
+        place.set_title(name, fontsize=10)
+        place.set_xticks(range(S), columns or range(S), rotation=90 if columns else 0, fontsize=9)
+        place.set_yticks(range(T), rows or range(T), fontsize=9)
+        place.set_xlabel(column_name, fontsize=10)
+        place.tick_params(length=0)
+        place.spines[:].set_visible(False)
+        for row, column in ((t, s) for t in range(T) for s in range(S) if numbers):
+            value = float(matrix[row, column])
+            colour = "white" if value > 0.5 else "black"
+            place.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=9, color=colour)
+    axes[0][0].set_ylabel(row_name, fontsize=10)
+    axes[0][0].figure.suptitle(title, fontsize=12, x=0.01, ha="left")
     pyplot.show()

@@ -171,7 +171,8 @@ def test_links_and_files_that_are_named_exist(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
         if not link.startswith("http"):
-            assert (path.parent / link).exists(), link
+            assert (FOLDER / link).exists(), link
+            assert path.suffix == ".md" or (FOLDER / "solutions" / link).exists(), link  # from either notebook
     for name in re.findall(r"`((?:minipeft|lessons|docs|tests)/[\w/.]+)`", text):
         assert (ROOT / name).exists(), name
 
