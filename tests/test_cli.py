@@ -226,6 +226,10 @@ OTHER_MISTAKES = {
         f"eval {MODEL} --task text --data {{inputs}}/texts.txt --template '{{{{text}}}}'",
         "text is measured as it is",
     ),
+    "a split of a text": (
+        f"eval {MODEL} --task text --data {{inputs}}/texts.txt --split dev",
+        "text is measured as it is: without --template, --input, --target, --kind, --split",
+    ),
     "a stride for labels": (f"{EVAL} --stride 3", "--stride, --limit, --as-is and --fill are for wikitext2"),
     "no table to fill": (
         f"eval {MODEL} --task text --data {{inputs}}/texts.txt --fill {{inputs}}/texts.txt",

@@ -74,8 +74,8 @@ def evaluate(
     from minipeft.zero_shot.tasks import PINNED
 
     if task in ZERO_SHOT:
-        if template is not None or input_column or target:
-            raise ValueError(f"{task} is measured as it is: --template, --input and --target mean nothing to it.")
+        if template is not None or input_column or target or truncate or kind != "auto" or split != "test":
+            raise ValueError(f"{task} is measured as it is: without --template, --input, --target, --kind, --split …")
         settings = Settings(stride, batch_size, limit, as_is)
         if fill is not None and (adapter or dtype is not Dtype.float32 or settings != Settings(batch_size=batch_size)):
             raise ValueError("--fill is for a model and protocol as they are: without --adapter, --dtype, --stride …")
