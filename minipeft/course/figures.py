@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from minipeft.plots import GREEN, GREY, ORANGE
+from minipeft.plots import BLUE, GREEN, GREY, ORANGE
 
 PURPLE, SKY, RED, YELLOW = "#CC79A7", "#56B4E9", "#D55E00", "#F0E442"
 PIECES = (SKY, ORANGE, GREEN, YELLOW, PURPLE, RED)
@@ -73,4 +73,39 @@ def heat_maps(
             place.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=9, color=colour)
     axes[0][0].set_ylabel(row_name, fontsize=10)
     axes[0][0].figure.suptitle(title, fontsize=12, x=0.01, ha="left")
+    pyplot.show()
+
+
+def curves(x: Any, lines: dict[str, Any], title: str, x_name: str, y_name: str) -> None:
+    """One line a name over `x`, named where it ends."""
+    from matplotlib import pyplot
+
+    _, axes = pyplot.subplots(figsize=(9, 3), layout="constrained")
+    for (name, y), colour in zip(lines.items(), (BLUE, RED, GREEN, PURPLE), strict=False):
+        axes.plot(x, y, color=colour, linewidth=2)
+        axes.annotate(name, (float(x[-1]), float(y[-1])), (6, 0), textcoords="offset points", color=colour, va="center")
+    axes.axhline(0, color=GREY, linewidth=0.8)
+    axes.set_xlabel(x_name, fontsize=10)
+    axes.set_ylabel(y_name, fontsize=10)
+    axes.set_title(title, loc="left", fontsize=12)
+    axes.spines[["top", "right"]].set_visible(False)
+    pyplot.show()
+
+
+def stacked_bars(rows: dict[str, dict[str, float]], title: str, x_name: str) -> None:
+    """A bar a row, made of named parts; the legend stands above."""
+    from matplotlib import pyplot
+
+    _, axes = pyplot.subplots(figsize=(9, 0.5 * len(rows) + 1.5), layout="constrained")
+    starts = dict.fromkeys(rows, 0.0)
+    for part, colour in zip(next(iter(rows.values())), PIECES, strict=False):
+        sizes = [parts[part] for parts in rows.values()]
+        axes.barh(list(rows), sizes, left=list(starts.values()), color=colour, label=part, edgecolor="white")
+        for (row, start), size in zip(starts.items(), sizes, strict=True):
+            starts[row] = start + size
+    axes.invert_yaxis()
+    axes.set_xlabel(x_name, fontsize=10)
+    axes.set_title(title, loc="left", fontsize=12)
+    axes.legend(frameon=False, fontsize=9, loc="upper right")
+    axes.spines[["top", "right"]].set_visible(False)
     pyplot.show()
