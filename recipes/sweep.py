@@ -1,6 +1,7 @@
 """Find each method's learning rate and initialisation on the development split; the test split is never read.
 
     python recipes/sweep.py --task movie --out runs/sweep --processes 2
+    python recipes/sweep.py --grid soft_prompt --out runs/soft_prompt   # learning rate x initialisation x length
 
 Every run is a row of `OUT/sweep.jsonl`; a run that is there already is not repeated, so the sweep can be interrupted.
 `--report` writes the table of what is there.
@@ -16,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-GRID: tuple[dict[str, Any], ...] = (
+METHODS: tuple[dict[str, Any], ...] = (
     *({"method": "soft_prompt", "length": 20, "init": init, "lr": 0.01} for init in ("labels", "vocab", "random")),
     *({"method": "prefix", "length": 10, "reparam": None, "init": "vocab", "lr": lr} for lr in (0.01, 0.03)),
     *({"method": "prefix_mlp", "length": 10, "reparam": 512, "lr": lr} for lr in (1e-4, 3e-4)),
@@ -34,9 +35,20 @@ GRID: tuple[dict[str, Any], ...] = (
 )
 """The middle of every range first, so that a sweep that is cut short has still seen every method."""
 
+SOFT_PROMPT: tuple[dict[str, Any], ...] = tuple(
+    {"method": "soft_prompt", "length": length, "init": init, "lr": lr}
+    for length in (20, 5, 1, 50)
+    for lr in (0.01, 1e-4, 1e-3, 0.03, 0.1)
+    for init in ("random", "vocab", "labels")
+)
+"""What lesson 08 shows."""
+
+GRIDS = {"methods": METHODS, "soft_prompt": SOFT_PROMPT}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--grid", choices=GRIDS, default="methods")
     parser.add_argument("--task", default="movie")
     parser.add_argument("--model", default="nano")
     parser.add_argument("--steps", type=int, default=600)
@@ -77,7 +89,7 @@ def sweep(options: argparse.Namespace) -> None:
 
 def runs(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for seed in range(options.seeds):
-        for setting in GRID:
+        for setting in GRIDS[options.grid]:
             common = {"task": options.task, "model": options.model, "seed": seed}
             yield {**setting, **common, "steps": options.steps, "batch_size": options.batch_size}
 
@@ -87,13 +99,13 @@ def measure(run: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     import minipeft as mp
-    from minipeft.methods import METHODS
+    from minipeft import methods
     from minipeft.tasks import TASKS
     from minipeft.training_state import METRICS_FILE
     from minipeft.tune import TuneConfig, tune
 
     torch.set_num_threads(1)
-    method = METHODS[run["method"].removesuffix("_mlp")]
+    method = methods.METHODS[run["method"].removesuffix("_mlp")]
     settings = {key: run[key] for key in ("length", "init", "reparam") if key in run}
     config = TuneConfig(run["steps"], run["batch_size"], run["lr"], eval_every=run["steps"] // 4, seed=run["seed"])
     with tempfile.TemporaryDirectory() as out:
