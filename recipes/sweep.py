@@ -37,13 +37,25 @@ METHODS: tuple[dict[str, Any], ...] = (
 
 SOFT_PROMPT: tuple[dict[str, Any], ...] = tuple(
     {"method": "soft_prompt", "length": length, "init": init, "lr": lr}
-    for length in (20, 5, 1, 50)
-    for lr in (0.01, 1e-4, 1e-3, 0.03, 0.1)
+    for lengths, rates in (((20, 5, 1), (0.01, 1e-4, 0.1, 1e-3)), ((20, 5, 1), (0.03,)))
+    for length in lengths
+    for lr in rates
     for init in ("random", "vocab", "labels")
 )
-"""What lesson 08 shows."""
+"""Learning rate x initialisation x length, as lesson 08 shows it."""
 
-GRIDS = {"methods": METHODS, "soft_prompt": SOFT_PROMPT}
+EQUAL_NUMBERS: tuple[dict[str, Any], ...] = tuple(
+    run
+    for lr in (0.01, 0.03, 0.003)
+    for length in (2, 1, 4)
+    for run in (
+        {"method": "prefix", "length": length, "reparam": None, "init": "vocab", "lr": lr},
+        {"method": "soft_prompt", "length": 12 * length, "init": "vocab", "lr": lr},
+    )
+)
+"""Prefixes beside soft prompts of as many numbers, as lesson 09 shows them: nano has 6 layers, 2 * 6 = 12 vectors."""
+
+GRIDS = {"methods": METHODS, "soft_prompt": SOFT_PROMPT, "equal_numbers": EQUAL_NUMBERS}
 
 
 def main() -> None:

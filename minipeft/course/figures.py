@@ -109,3 +109,46 @@ def stacked_bars(rows: dict[str, dict[str, float]], title: str, x_name: str) -> 
     axes.legend(frameon=False, fontsize=9, loc="upper right")
     axes.spines[["top", "right"]].set_visible(False)
     pyplot.show()
+
+
+def maps(
+    matrices: Sequence[Any],
+    names: Sequence[str],
+    title: str,
+    row_name: str = "row",
+    column_name: str = "column",
+    signed: bool = False,
+) -> None:
+    """Large matrices as pictures side by side: dark where a number is far from zero; `signed`: red below zero."""
+    import torch
+    from matplotlib import pyplot
+
+    shown = [torch.as_tensor(matrix).detach().float() for matrix in matrices]
+    shown = shown if signed else [matrix.abs() for matrix in shown]
+    most = max(float(matrix.abs().flatten().sort().values[int(0.98 * (matrix.numel() - 1))]) for matrix in shown)
+    colours = {"cmap": "RdBu", "vmin": -most, "vmax": most} if signed else {"cmap": "Blues", "vmin": 0, "vmax": most}
+    figure, axes = pyplot.subplots(1, len(shown), figsize=(9, 4.5), layout="constrained", squeeze=False)
+    for place, matrix, name in zip(axes[0], shown, names, strict=True):
+        place.imshow(matrix, interpolation="nearest", **colours)
+        place.set_title(name, fontsize=10)
+        place.tick_params(labelsize=9)
+        place.set_xlabel(column_name, fontsize=10)
+    axes[0][0].set_ylabel(row_name, fontsize=10)
+    figure.suptitle(title, fontsize=12, x=0.01, ha="left")
+    pyplot.show()
+
+
+def bars(rows: dict[str, float], title: str, x_name: str, number: str = "{:g}") -> None:
+    """A bar a row, its number written beside it in the form `number`."""
+    from matplotlib import pyplot
+
+    _, axes = pyplot.subplots(figsize=(9, 0.45 * len(rows) + 1.1), layout="constrained")
+    axes.barh(list(rows), list(rows.values()), color=BLUE)
+    for place, value in enumerate(rows.values()):
+        axes.annotate(number.format(value), (value, place), (5, 0), textcoords="offset points", va="center")
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set_xlabel(x_name, fontsize=10)
+    axes.set_title(title, loc="left", fontsize=12)
+    axes.spines[["top", "right"]].set_visible(False)
+    pyplot.show()
