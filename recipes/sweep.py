@@ -37,16 +37,15 @@ METHODS: tuple[dict[str, Any], ...] = (
 
 SOFT_PROMPT: tuple[dict[str, Any], ...] = tuple(
     {"method": "soft_prompt", "length": length, "init": init, "lr": lr}
-    for lengths, rates in (((20, 5, 1), (0.01, 1e-4, 0.1, 1e-3)), ((20, 5, 1), (0.03,)))
-    for length in lengths
-    for lr in rates
+    for length in (20, 5, 1)
+    for lr in (0.01, 1e-4, 0.1, 1e-3)
     for init in ("random", "vocab", "labels")
 )
 """Learning rate x initialisation x length, as lesson 08 shows it."""
 
 EQUAL_NUMBERS: tuple[dict[str, Any], ...] = tuple(
     run
-    for lr in (0.01, 0.03, 0.003)
+    for lr in (0.03, 0.01)
     for length in (2, 1, 4)
     for run in (
         {"method": "prefix", "length": length, "reparam": None, "init": "vocab", "lr": lr},

@@ -1,9 +1,16 @@
 """The exercises of the lessons and how each is judged: `check("07", my_function)`, `hint("07")`."""
 
-from minipeft.checks import lesson_01, lesson_02, lesson_03, lesson_04
+from minipeft.checks import lesson_01, lesson_02, lesson_03, lesson_04, lesson_05
 from minipeft.checks.exercise import Exercise, Mistake, check, failure, hint, passes
 
-_ALL = (lesson_01.EXERCISE, lesson_02.EXERCISE, lesson_03.LAYER_NORM, lesson_03.GELU, lesson_04.EXERCISE)
+_ALL = (
+    lesson_01.EXERCISE,
+    lesson_02.EXERCISE,
+    lesson_03.LAYER_NORM,
+    lesson_03.GELU,
+    lesson_04.EXERCISE,
+    lesson_05.EXERCISE,
+)
 EXERCISES: dict[str, Exercise] = {exercise.name: exercise for exercise in _ALL}
 
 __all__ = ["EXERCISES", "Exercise", "Mistake", "check", "failure", "hint", "passes"]

@@ -152,3 +152,22 @@ def bars(rows: dict[str, float], title: str, x_name: str, number: str = "{:g}") 
     axes.set_title(title, loc="left", fontsize=12)
     axes.spines[["top", "right"]].set_visible(False)
     pyplot.show()
+
+
+def bar_columns(columns: dict[str, Sequence[float]], labels: Sequence[str], title: str, x_name: str) -> None:
+    """The same labels in every column, a bar each, in one scale; a space at a label's start shows as ␣."""
+    from matplotlib import pyplot
+
+    size = (9, 0.28 * len(labels) + 1.2)
+    figure, axes = pyplot.subplots(1, len(columns), figsize=size, layout="constrained", sharex=True, squeeze=False)
+    names = [label.replace(" ", "␣") for label in labels]
+    for place, (name, values) in zip(axes[0], columns.items(), strict=True):
+        place.barh(range(len(labels)), values, color=BLUE)
+        place.set_yticks(range(len(labels)), names if place is axes[0][0] else [""] * len(labels), fontsize=10)
+        place.invert_yaxis()
+        place.set_title(name, fontsize=10)
+        place.set_xlabel(x_name, fontsize=10)
+        place.tick_params(axis="y", length=0)
+        place.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=12, x=0.01, ha="left")
+    pyplot.show()

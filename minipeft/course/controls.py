@@ -1,0 +1,58 @@
+"""Controls of a lesson: sliders and text fields where the notebook is live, the same picture without them elsewhere."""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+STILL = "MINIPEFT_LESSONS_STILL"
+"""Set to anything, it means that nobody is there to move a slider: notebooks are being built or tested."""
+
+
+@dataclass(frozen=True)
+class Slider:
+    """A number from `low` to `high` that starts at `start`; whole numbers if `step` is one."""
+
+    start: float
+    low: float
+    high: float
+    step: float
+
+
+def explore(show: Callable[..., None], **controls: Slider | str) -> None:
+    """Call `show` with a value for each control: now, and in a live notebook again whenever one is moved.
+
+    A `Slider` is a number, a `str` a text that can be changed.
+    """
+    if _is_live():
+        import ipywidgets  # type: ignore[import-untyped]
+
+        widgets = {name: _widget(ipywidgets, name, control) for name, control in controls.items()}
+        ipywidgets.interact(show, **widgets)
+        return
+    show(**{name: control if isinstance(control, str) else control.start for name, control in controls.items()})
+    names = " and ".join(name.replace("_", " ") for name in controls)
+    print(f"(Open this notebook in JupyterLab to change {names} and see what happens.)")
+
+
+def _is_live() -> bool:
+    """Whether this is a notebook in which somebody works."""
+    if STILL in os.environ or "IPython" not in sys.modules:
+        return False
+    shell = sys.modules["IPython"].get_ipython()
+    return shell is not None and hasattr(shell, "kernel")
+
+
+def _widget(ipywidgets: Any, name: str, control: Slider | str) -> Any:
+    """`continuous_update=False`: `show` is called when the hand lets go, not at every step on the way."""
+    common = {
+        "description": name.replace("_", " "),
+        "continuous_update": False,
+        "style": {"description_width": "initial"},
+        "layout": {"width": "32em"},
+    }
+    if isinstance(control, str):
+        return ipywidgets.Text(value=control, **common)
+    kind = ipywidgets.IntSlider if isinstance(control.step, int) else ipywidgets.FloatSlider
+    return kind(value=control.start, min=control.low, max=control.high, step=control.step, **common)
