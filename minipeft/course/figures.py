@@ -138,12 +138,12 @@ def maps(
     pyplot.show()
 
 
-def bars(rows: dict[str, float], title: str, x_name: str, number: str = "{:g}") -> None:
-    """A bar a row, its number written beside it in the form `number`."""
+def bars(rows: dict[str, float], title: str, x_name: str, number: str = "{:g}", log: bool = False) -> None:
+    """A bar a row, its number written beside it in the form `number`; `log`: tenfold from tick to tick."""
     from matplotlib import pyplot
 
     _, axes = pyplot.subplots(figsize=(9, 0.45 * len(rows) + 1.1), layout="constrained")
-    axes.barh(list(rows), list(rows.values()), color=BLUE)
+    axes.barh(list(rows), list(rows.values()), color=BLUE, log=log)
     for place, value in enumerate(rows.values()):
         axes.annotate(number.format(value), (value, place), (5, 0), textcoords="offset points", va="center")
     axes.invert_yaxis()
