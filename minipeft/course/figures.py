@@ -47,9 +47,11 @@ def heat_maps(
     row_name: str = "query",
     column_name: str = "key",
     numbers: bool = False,
+    lightest: float = 0.0,
     darkest: float = 1.0,
+    number: str = "{:.2f}",
 ) -> None:
-    """Matrices of values from 0 to `darkest` side by side, in one scale; `numbers` writes the values into them."""
+    """Matrices of values from `lightest` to `darkest` side by side, in one scale; `numbers` writes them in as well."""
     import torch
     from matplotlib import pyplot
 
@@ -58,7 +60,7 @@ def heat_maps(
     size = 9 / len(shown)
     _, axes = pyplot.subplots(1, len(shown), figsize=(9, size * T / S + 0.9), layout="constrained", squeeze=False)
     for place, matrix, name in zip(axes[0], shown, names, strict=True):
-        place.imshow(matrix, cmap="Blues", vmin=0, vmax=darkest, aspect="auto")
+        place.imshow(matrix, cmap="Blues", vmin=lightest, vmax=darkest, aspect="auto")
         place.hlines([t + 0.5 for t in range(T - 1)], -0.5, S - 0.5, color="white", linewidth=1)
         place.vlines([s + 0.5 for s in range(S - 1)], -0.5, T - 0.5, color="white", linewidth=1)
         place.set_title(name, fontsize=10)
@@ -69,8 +71,8 @@ def heat_maps(
         place.spines[:].set_visible(False)
         for row, column in ((t, s) for t in range(T) for s in range(S) if numbers):
             value = float(matrix[row, column])
-            colour = "white" if value > 0.5 else "black"
-            place.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=9, color=colour)
+            colour = "white" if 2 * value > lightest + darkest else "black"
+            place.text(column, row, number.format(value), ha="center", va="center", fontsize=9, color=colour)
     axes[0][0].set_ylabel(row_name, fontsize=10)
     axes[0][0].figure.suptitle(title, fontsize=12, x=0.01, ha="left")
     pyplot.show()
@@ -170,4 +172,27 @@ def bar_columns(columns: dict[str, Sequence[float]], labels: Sequence[str], titl
         place.tick_params(axis="y", length=0)
         place.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=12, x=0.01, ha="left")
+    pyplot.show()
+
+
+def dots_and_a_line(dots: dict[str, dict[str, float]], line: tuple[str, float, float], title: str, x_name: str) -> None:
+    """Dots of each kind at the rows that they name; a line with its name, value and standard error across all."""
+    from matplotlib import pyplot
+
+    rows = list(next(iter(dots.values())))
+    name, value, error = line
+    _, axes = pyplot.subplots(figsize=(9, 0.33 * len(rows) + 1.6), layout="constrained")
+    axes.axvspan(value - 2 * error, value + 2 * error, color=ORANGE, alpha=0.25, linewidth=0)
+    axes.axvline(value, color=RED, linewidth=2)
+    axes.annotate(name, (value, -0.9), (6, 0), textcoords="offset points", color=RED, va="center", fontsize=10)
+    for (kind, values), colour, marker in zip(dots.items(), (GREY, BLUE, GREEN), "osD", strict=False):
+        axes.plot([values[row] for row in rows], range(len(rows)), marker, color=colour, markersize=8, label=kind)
+    axes.set_yticks(range(len(rows)), rows, fontsize=9)
+    axes.set_ylim(len(rows) - 0.5, -1.5)
+    axes.grid(axis="y", color="#dddddd")
+    axes.set_axisbelow(True)
+    axes.set_xlabel(x_name, fontsize=10)
+    axes.figure.suptitle(title, fontsize=12, x=0.01, ha="left")
+    axes.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(dots), borderpad=0)
+    axes.spines[["top", "right"]].set_visible(False)
     pyplot.show()
