@@ -143,7 +143,7 @@ check("01", merge_used_twice)
 # the rank of the piece that it made. The common pieces come first, for they have the lowest ranks.
 
 
-# %%
+# %% tags=["figure"]
 def merges_of(word):
     """The pieces after each merge, and the rank of what was joined. (`bytes.replace` will do for one figure.)"""
     pieces, steps = [bytes([byte]) for byte in word.encode()], []
@@ -173,7 +173,13 @@ token_strips(
 # a text in another alphabet takes several times as many tokens as it has letters.
 
 # %%
-examples = ["It is a banana.", "IT IS A BANANA.", "In 1789, 12345 people", "naïve café", "言葉 is Japanese"]
+examples = [
+    "It is a banana.",
+    "IT IS A BANANA.",
+    "In 1789, 12345 people",
+    "naïve café",
+    "言葉 is Japanese",
+]
 pieces = [[tokenizer.token_bytes(i) for i in tokenizer.encode(text)] for text in examples]
 token_strips(
     [[piece.decode(errors="backslashreplace") for piece in row] for row in pieces],
@@ -197,7 +203,13 @@ print(tokenizer, small, sep="\n")
 assert tokenizer.vocab_size == 256 + 50_000 + 1 == 50_257
 assert small.vocab_size == 256 + 8_000 + 1 == 8_257
 assert small.encode(" unbelievable") != tokenizer.encode(" unbelievable")
-assert [small.decode([i]) for i in small.encode(" unbelievable")] == [" un", "bel", "ie", "v", "able"]
+assert [small.decode([i]) for i in small.encode(" unbelievable")] == [
+    " un",
+    "bel",
+    "ie",
+    "v",
+    "able",
+]
 
 # %% [markdown]
 # Five tokens instead of one: the merges that would have gone on have ranks beyond 8,000.

@@ -83,7 +83,9 @@ torch.testing.assert_close(matrices, loops)
 fused = F.scaled_dot_product_attention(q[None], k[None], torch.eye(T)[None], is_causal=True)[0]
 torch.testing.assert_close(fused, loops)
 
-heat_maps([loops, matrices, fused], ["loops", "matrices", "fused"], "Three ways, one result", numbers=True)
+heat_maps(
+    [loops, matrices, fused], ["loops", "matrices", "fused"], "Three ways, one result", numbers=True
+)
 
 # %% [markdown]
 # ## When something stands in front of the text
@@ -95,9 +97,8 @@ heat_maps([loops, matrices, fused], ["loops", "matrices", "fused"], "Three ways,
 # %%
 T, P = 2, 3
 S = P + T
-fused = F.scaled_dot_product_attention(torch.zeros(1, T, 4), torch.zeros(1, S, 4), torch.eye(S)[None], is_causal=True)[
-    0
-]
+q, k, v = torch.zeros(1, T, 4), torch.zeros(1, S, 4), torch.eye(S)[None]
+fused = F.scaled_dot_product_attention(q, k, v, is_causal=True)[0]
 seen = (fused > 0).sum(dim=1).tolist()
 print(f"is_causal=True: the tokens see {seen} of {S} keys; they should see {[P + 1, P + 2]}")
 assert seen == [1, 2]
@@ -134,7 +135,7 @@ check("02", causal_mask)  # every entry against a loop, then attention itself; f
 # `torch.tril` with nothing else is PyTorch's own corner, and equal to the right one only while T = S:
 
 
-# %%
+# %% tags=["figure"]
 def upper_left(T, S):
     return torch.ones(T, S, dtype=torch.bool).tril()
 
@@ -155,7 +156,11 @@ heat_maps(
 
 # %%
 torch.manual_seed(0)
-q, k, v = torch.randn(1, 6, 8, 32), torch.randn(1, 6, 18, 32), torch.randn(1, 6, 18, 32)  # [B, H, T or S, Dh]
+q, k, v = (
+    torch.randn(1, 6, 8, 32),
+    torch.randn(1, 6, 18, 32),
+    torch.randn(1, 6, 18, 32),
+)  # [B, H, T or S, Dh]
 right = explicit_attention(q, k, v)
 wrong = F.scaled_dot_product_attention(q, k, v, is_causal=True)
 torch.testing.assert_close(fused_attention(q, k, v), right)
@@ -181,7 +186,9 @@ with torch.no_grad():
     for layer, block in enumerate(model.blocks):
         q, k, _ = block.attn.c_attn(block.ln_1(x)).chunk(3, dim=-1)
         q, k = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k))  # [1, H, T, Dh]
-        weights.append(explicit_attention(q, k, torch.eye(T).expand(1, heads, -1, -1))[0])  # [H, T, T]
+        weights.append(
+            explicit_attention(q, k, torch.eye(T).expand(1, heads, -1, -1))[0]
+        )  # [H, T, T]
         x = block(x, None, None, layer)
 
 before, first, itself = weights[4][2], weights[1][3], weights[5][3]
@@ -210,8 +217,12 @@ heat_maps(
 
 # %%
 if (gpt2 := real_gpt2()) is not None:
-    tokens = torch.tensor([gpt2.tokenizer.encode(" The king said that the queen was in the garden")])
+    tokens = torch.tensor(
+        [gpt2.tokenizer.encode(" The king said that the queen was in the garden")]
+    )
     with torch.no_grad():
-        difference = (gpt2(tokens) - GPT2.from_pretrained("gpt2", attention="explicit")(tokens)).abs().max()
+        difference = (
+            (gpt2(tokens) - GPT2.from_pretrained("gpt2", attention="explicit")(tokens)).abs().max()
+        )
     print(f"fused and explicit logits differ by at most {difference:.1e}")
     assert difference < 1e-3

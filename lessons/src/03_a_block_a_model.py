@@ -58,7 +58,9 @@ torch.testing.assert_close(y, F.layer_norm(x, (4,)))
 
 
 # %% tags=["exercise"]
-def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, epsilon: float) -> torch.Tensor:
+def layer_norm(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, epsilon: float
+) -> torch.Tensor:
     """Layer norm over the last axis: x [..., D], weight [D] and bias [D] give [..., D]."""
     # BEGIN SOLUTION
     difference = x - x.mean(dim=-1, keepdim=True)
@@ -166,7 +168,7 @@ torch.testing.assert_close(x, expected)
 # The model is: embeddings, blocks, one last layer norm, and the token embeddings once more as the head, so that they
 # count once. On PyTorch's *meta* device a model has shapes but no numbers, so even the largest is counted at once:
 
-# %%
+# %% tags=["figure"]
 sizes = {}
 for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"):
     with torch.device("meta"):
@@ -177,7 +179,9 @@ for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"):
         "position embeddings": count(big.wpe),
         "attention": count(*(block.attn for block in big.blocks)),
         "MLPs": count(*(block.mlp for block in big.blocks)),
-        "layer norms": count(big.ln_f, *(norm for block in big.blocks for norm in (block.ln_1, block.ln_2))),
+        "layer norms": count(
+            big.ln_f, *(norm for block in big.blocks for norm in (block.ln_1, block.ln_2))
+        ),
     }
     assert sum(sizes[name].values()) == big.num_parameters() == PUBLIC[name].config.num_parameters()
 

@@ -52,7 +52,11 @@ in_out = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])  # as the file has it
 out_in = in_out.T  # as nn.Linear wants it
 print(f"{x.tolist()} becomes {(x @ in_out).tolist()}")
 assert (x @ in_out).tolist() == F.linear(x, out_in).tolist() == [41.0, 52.0, 63.0]
-assert F.linear(x, in_out.reshape(3, 2)).tolist() == [21.0, 43.0, 65.0]  # the right shape, and wrong numbers
+assert F.linear(x, in_out.reshape(3, 2)).tolist() == [
+    21.0,
+    43.0,
+    65.0,
+]  # the right shape, and wrong numbers
 
 # %% [markdown]
 # `reshape` gives the right *shape*, too, and other numbers: it reads them off in their old order and only breaks the
@@ -89,7 +93,9 @@ def from_public(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 # %% tags=["check"]
-check("04", from_public)  # against the logits of transformers, for a new file and an old one; for help: hint("04")
+check(
+    "04", from_public
+)  # against the logits of transformers, for a new file and an old one; for help: hint("04")
 
 # %% [markdown]
 # ## A common wrong answer
@@ -99,9 +105,14 @@ check("04", from_public)  # against the logits of transformers, for a new file a
 
 # %%
 def whatever_fits(stored):
-    shapes = {name: tensor.shape for name, tensor in GPT2.from_pretrained("nano").state_dict().items()}
+    shapes = {
+        name: tensor.shape for name, tensor in GPT2.from_pretrained("nano").state_dict().items()
+    }
     bare = {name.removeprefix("transformer."): tensor for name, tensor in stored.items()}
-    return {name: bare[name] if bare[name].shape == shape else bare[name].T for name, shape in shapes.items()}
+    return {
+        name: bare[name] if bare[name].shape == shape else bare[name].T
+        for name, shape in shapes.items()
+    }
 
 
 model = GPT2.from_pretrained("nano")
@@ -131,7 +142,9 @@ right = GPT2.from_pretrained("nano").state_dict()
 
 def with_reshaped(*endings: str) -> dict[str, torch.Tensor]:
     """The model's tensors, those with such names reshaped where they should be transposed."""
-    return {name: t.T.reshape(t.shape) if name.endswith(endings) else t for name, t in right.items()}
+    return {
+        name: t.T.reshape(t.shape) if name.endswith(endings) else t for name, t in right.items()
+    }
 
 
 losses = {}
@@ -144,7 +157,10 @@ losses["all tokens alike, guessed"] = float(torch.tensor(model.config.vocab_size
 model.load_state_dict(with_reshaped("c_attn.weight", "c_fc.weight", "c_proj.weight"))
 losses["everything reshaped"] = loss()
 bars(
-    losses, "Read the wrong way: every file loads, and the model is worse, or gone", "loss in nats per token", "{:.2f}"
+    losses,
+    "Read the wrong way: every file loads, and the model is worse, or gone",
+    "loss in nats per token",
+    "{:.2f}",
 )
 assert losses["right"] < 3.5
 assert min(losses["the square ones forgotten"], losses["c_attn reshaped"]) > losses["right"] + 1
@@ -155,7 +171,7 @@ assert losses["everything reshaped"] > losses["all tokens alike, guessed"]
 # right one has bands: 192 rows of queries, 192 of keys, 192 of values, and in each of them the heads as narrower bands.
 # The reshaped one has stripes that run the wrong way.
 
-# %%
+# %% tags=["figure"]
 c_attn = stored["transformer.h.0.attn.c_attn.weight"]
 maps(
     [c_attn, c_attn.T, c_attn.reshape(576, 192)],
@@ -164,7 +180,9 @@ maps(
 )
 rows = c_attn.T.abs().mean(dim=1)
 assert c_attn.T.shape == (3 * 192, 192)
-assert rows[384:].mean() < rows[:384].mean() / 2  # the values are much smaller than queries and keys
+assert (
+    rows[384:].mean() < rows[:384].mean() / 2
+)  # the values are much smaller than queries and keys
 
 # %% [markdown]
 # ## The map of positions
@@ -210,6 +228,8 @@ assert alike[20, 250] < -0.2
 # %%
 if (gpt2 := real_gpt2()) is not None:
     public = {name: tensor.read() for name, tensor in open_model("gpt2").tensors.items()}
-    print(f"{len(public)} tensors, among them {sum(name.endswith('.attn.bias') for name in public)} masks")
+    print(
+        f"{len(public)} tensors, among them {sum(name.endswith('.attn.bias') for name in public)} masks"
+    )
     alike = F.normalize(gpt2.wpe.weight.detach(), dim=1)
     maps([alike @ alike.T], ["cosine similarity"], "The real GPT-2", "position", "position", True)

@@ -50,10 +50,21 @@ with torch.no_grad():
 assert logits.shape == (8257,)
 
 likeliest = logits.topk(8).indices.tolist()
-temperatures = {f"temperature {t}": (logits / t).softmax(dim=0)[likeliest].tolist() for t in (0.5, 1.0, 1.5)}
-assert temperatures["temperature 0.5"][0] > temperatures["temperature 1.0"][0] > temperatures["temperature 1.5"][0]
+temperatures = {
+    f"temperature {t}": (logits / t).softmax(dim=0)[likeliest].tolist() for t in (0.5, 1.0, 1.5)
+}
+assert (
+    temperatures["temperature 0.5"][0]
+    > temperatures["temperature 1.0"][0]
+    > temperatures["temperature 1.5"][0]
+)
 words = [tokenizer.decode([token]) for token in likeliest]
-bar_columns(temperatures, words, 'After "Once upon a time there was a": cold sharpens, hot flattens', "probability")
+bar_columns(
+    temperatures,
+    words,
+    'After "Once upon a time there was a": cold sharpens, hot flattens',
+    "probability",
+)
 
 # %% [markdown]
 # Temperature zero means: always the likeliest. One trouble with high temperatures is the long tail: thousands of tokens
@@ -70,7 +81,9 @@ def draw(logits: torch.Tensor, temperature: float, top_k: int, generator: torch.
 
 drawn = [draw(logits, 0.8, 20, torch.Generator().manual_seed(seed)) for seed in range(50)]
 sampling = Sampling(temperature=0.8, top_k=20)
-package = [choose(logits[None], sampling, [torch.Generator().manual_seed(seed)]) for seed in range(50)]
+package = [
+    choose(logits[None], sampling, [torch.Generator().manual_seed(seed)]) for seed in range(50)
+]
 assert drawn == [token for (token,) in package]
 print(sorted({tokenizer.decode([token]) for token in drawn}))
 
@@ -83,7 +96,12 @@ def write(temperature, top_k):
     with torch.no_grad():
         shares = (model(beginning)[0, -1] / max(temperature, 1e-3)).softmax(dim=0)
     kept = [float(share) if rank < top_k else 0.0 for rank, share in enumerate(shares[likeliest])]
-    bar_columns({f"temperature {temperature:.1f}, top_k {top_k}": kept}, words, "Who may come next", "probability")
+    bar_columns(
+        {f"temperature {temperature:.1f}, top_k {top_k}": kept},
+        words,
+        "Who may come next",
+        "probability",
+    )
     sampling = Sampling(max_new_tokens=40, temperature=temperature, top_k=int(top_k), seed=1)
     print(generate(model, "Once upon a time there was a", sampling))
 
@@ -120,7 +138,10 @@ assert (text, new, without, with_memory) == (100, 100, 14950, 199)
 
 # %% tags=["exercise"]
 def cached_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, past: tuple[torch.Tensor, torch.Tensor] | None
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    past: tuple[torch.Tensor, torch.Tensor] | None,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
     """q, k, v [H, T, Dh] and the past keys and values [H, S, Dh] give the output [H, T, Dh] and the new past."""
     # BEGIN SOLUTION
@@ -150,7 +171,9 @@ def mask_of_pytorch(q, k, v, past):
 
 
 assert lower_right_mask(1, 5).all()  # the last of five tokens may look at all five
-seen = F.scaled_dot_product_attention(torch.zeros(1, 1, 4), torch.zeros(1, 5, 4), torch.eye(5)[None], is_causal=True)
+seen = F.scaled_dot_product_attention(
+    torch.zeros(1, 1, 4), torch.zeros(1, 5, 4), torch.eye(5)[None], is_causal=True
+)
 assert seen[0, 0].tolist() == [1.0, 0.0, 0.0, 0.0, 0.0]
 check("05", mask_of_pytorch)
 
@@ -161,7 +184,9 @@ check("05", mask_of_pytorch)
 # again one token after the other:
 
 # %%
-text = torch.tensor([tokenizer.encode("The king said to the queen that the garden was full of roses.")])
+text = torch.tensor(
+    [tokenizer.encode("The king said to the queen that the garden was full of roses.")]
+)
 T = text.shape[1]
 with torch.no_grad():
     at_once = model(text)
@@ -180,7 +205,9 @@ with torch.no_grad():
     cache = model.new_cache(batch=1, capacity=T)
     wrong = []
     for t in range(T):
-        model.wpe.weight[t] = positions[0]  # what the package would have looked up, replaced by position zero
+        model.wpe.weight[t] = positions[
+            0
+        ]  # what the package would have looked up, replaced by position zero
         wrong.append(model(text[:, t : t + 1], memory=cache))
     model.wpe.weight.copy_(positions)
 off = (torch.cat(wrong, dim=1) - at_once).abs().amax(dim=-1)[0]  # [T]
@@ -193,7 +220,7 @@ assert off[-1] > 1
 #
 # The time for one more token, measured here and now, against the length of the text so far:
 
-# %%
+# %% tags=["figure"]
 long = torch.randint(1000, (1, 250), generator=torch.Generator().manual_seed(0))
 lengths = list(range(10, 250, 24))
 
@@ -219,7 +246,9 @@ with torch.no_grad():
             model.logits(model.hidden(long[:, length : length + 1], memory=cache)[:, -1])
 
         cached.append(milliseconds(one_more))
-        plain.append(milliseconds(lambda n=length: model.logits(model.hidden(long[:, : n + 1])[:, -1])))
+        plain.append(
+            milliseconds(lambda n=length: model.logits(model.hidden(long[:, : n + 1])[:, -1]))
+        )
 
 assert sum(plain[-3:]) > sum(cached[-3:])
 curves(
@@ -262,4 +291,10 @@ assert round(1024 * per_token / 1e6) == 75
 # %%
 if (gpt2 := real_gpt2()) is not None:
     for temperature in (0.0, 0.8):
-        print(generate(gpt2, "Once upon a time there was a", Sampling(40, temperature=temperature, top_k=50)))
+        print(
+            generate(
+                gpt2,
+                "Once upon a time there was a",
+                Sampling(40, temperature=temperature, top_k=50),
+            )
+        )

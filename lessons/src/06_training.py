@@ -46,7 +46,11 @@ tokens = torch.tensor([[token for word in words for token in tokenizer.encode(wo
 labels = torch.full_like(tokens, -100)
 labels[0, -1] = tokens[0, -1]
 for t, word in enumerate(words):
-    asked = f"is asked, and should say {words[t + 1]!r}" if t + 1 < len(words) and labels[0, t + 1] != -100 else ""
+    asked = (
+        f"is asked, and should say {words[t + 1]!r}"
+        if t + 1 < len(words) and labels[0, t + 1] != -100
+        else ""
+    )
     print(f"{t} {word!r:9} label {int(labels[0, t]):5} {asked}")
 assert tokens.shape == (1, 5)
 assert labels[0, :4].tolist() == [-100] * 4
@@ -141,7 +145,7 @@ def loss_on(rows) -> torch.Tensor:
 # %% [markdown]
 # Ten lines: take a few rows, ask for the loss and its gradient, take a step, look up now and then.
 
-# %%
+# %% tags=["figure"]
 optimizer = torch.optim.AdamW(tuned.parameters(), lr=3e-4)
 generator = torch.Generator().manual_seed(0)
 steps, learned, others = [], [], []
@@ -157,7 +161,9 @@ for step in range(81):
     optimizer.step()
 
 best = min(range(len(steps)), key=lambda n: others[n])
-print(f"best on the others after {steps[best]} steps: {others[best]:.2f}; at the end {others[-1]:.2f}")
+print(
+    f"best on the others after {steps[best]} steps: {others[best]:.2f}; at the end {others[-1]:.2f}"
+)
 assert learned[-1] < others[best] < others[-1]
 assert 0 < best < len(steps) - 1
 curves(

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from minipeft import GPT2, HardPrompt, SoftPrompt, attach, load
 from minipeft.checks import check
 from minipeft.course.controls import explore
-from minipeft.course.figures import bar_columns, dots_and_a_line
+from minipeft.course.figures import bars, dots_and_a_line
 from minipeft.course.notebooks import folder
 from minipeft.course.real import real_gpt2
 from minipeft.evaluate import evaluate, label_log_likelihoods
@@ -68,12 +68,17 @@ def ask(template: str) -> None:
     except ValueError as error:
         print(error)
         return
-    found = label_log_likelihoods(asked, encoder_for(asked, task), some)  # [N, 2]: log p of " bad", of " good"
+    found = label_log_likelihoods(
+        asked, encoder_for(asked, task), some
+    )  # [N, 2]: log p of " bad", of " good"
     answers = found.argmax(dim=1)
-    right = sum(task.labels[answer] == example.target for answer, example in zip(answers.tolist(), some, strict=True))
+    right = sum(
+        task.labels[answer] == example.target
+        for answer, example in zip(answers.tolist(), some, strict=True)
+    )
     positive = sum(example.target == "positive" for example in some)
     shown = {"say good": float(answers.sum()), "are good": float(positive), "right": float(right)}
-    bar_columns({repr(template): list(shown.values())}, list(shown), f"{right} of {len(some)} right", "reviews")
+    bars(shown, f"{template!r}: {right} of {len(some)} right", "reviews")
 
 
 explore(ask, template="{text} I thought it was")
@@ -118,7 +123,9 @@ def loss_without_prompt(model: GPT2, tokens: torch.Tensor, labels: torch.Tensor)
 labels = torch.full_like(tokens, -100)
 labels[0, -1] = tokens[0, -1]
 with torch.no_grad():
-    torch.testing.assert_close(loss_without_prompt(model, tokens, labels), model.loss(tokens, labels))
+    torch.testing.assert_close(
+        loss_without_prompt(model, tokens, labels), model.loss(tokens, labels)
+    )
 
 # %% [markdown]
 # ## Exercise: the loss behind a prompt
@@ -128,7 +135,9 @@ with torch.no_grad():
 
 
 # %% tags=["exercise"]
-def loss_with_prompt(model: GPT2, prompt: torch.Tensor, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def loss_with_prompt(
+    model: GPT2, prompt: torch.Tensor, tokens: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
     """The loss of the labels [B, T] that are not -100, with the vectors of `prompt` [P, D] before every row."""
     # BEGIN SOLUTION
     (B, T), P = tokens.shape, prompt.shape[0]
@@ -142,7 +151,9 @@ def loss_with_prompt(model: GPT2, prompt: torch.Tensor, tokens: torch.Tensor, la
 
 
 # %% tags=["check"]
-check("07", loss_with_prompt)  # against transformers, and against typing real tokens; for help: hint("07")
+check(
+    "07", loss_with_prompt
+)  # against transformers, and against typing real tokens; for help: hint("07")
 
 # %% [markdown]
 # ## A common wrong answer
@@ -226,7 +237,7 @@ assert report["steps"] == 1200
 # *Calibrated* means that the leaning of the model to one word is measured first and taken off, after Zhao et al.
 # (2021). The numbers were computed beforehand: `python recipes/ten_prompts.py` makes them again.
 
-# %%
+# %% tags=["figure"]
 measured = json.loads((folder().parent / "docs" / "results" / "ten_prompts.json").read_text())
 plain = {row["prompt"]: 100 * row["accuracy"] for row in measured["prompts"]}
 calibrated = {row["prompt"]: 100 * row["calibrated"] for row in measured["prompts"]}
@@ -242,13 +253,13 @@ dots_and_a_line(
     "Words hardly move a small model; learned vectors do better than the best of them",
     "right answers in %, on reviews that nobody has seen (band: two standard errors)",
 )
-assert max(plain.values()) < 56
-assert soft > max(calibrated.values())
+assert all(row["answers_good"] == 1.0 for row in measured["prompts"])
+assert (round(max(plain.values())), round(max(calibrated.values())), round(soft)) == (50, 58, 63)
 
 # %% [markdown]
-# So the guess. Asked in words, so small a model answers nearly the same to every review, whatever they are; even the
-# best of the ten ways gets fewer than 56 percent right. A model a thousand times larger would need no more than the
-# words.
+# So the guess: 50 percent. Whatever the words, so small a model answers "good" to every single review. Once that
+# leaning is taken off, the best of the ten ways gets 58 percent right; the learned prompt gets 63, with no such help. A
+# much larger model would do well with the words alone, and better still with a learned prompt.
 #
 # ## In the package
 #

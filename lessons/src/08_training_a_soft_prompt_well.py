@@ -84,7 +84,9 @@ curves(
 # %%
 start = torch.rand(20, model.config.n_embd, generator=torch.Generator().manual_seed(0)) - 0.5
 print(f"reach: {600 * 1e-4:.2f}; numbers of the prompt: {start.min():.2f} to {start.max():.2f}")
-print(f"lengths: a random vector {start.norm(dim=1).mean():.1f}, a token's {embeddings.norm(dim=1).median():.1f}")
+print(
+    f"lengths: a random vector {start.norm(dim=1).mean():.1f}, a token's {embeddings.norm(dim=1).median():.1f}"
+)
 assert round(600 * 1e-4, 2) == 0.06
 assert -0.5 <= start.min() < -0.49 < 0.49 < start.max() <= 0.5
 assert start.norm(dim=1).mean() > 3 * embeddings.norm(dim=1).median()
@@ -102,7 +104,9 @@ assert start.norm(dim=1).mean() > 3 * embeddings.norm(dim=1).median()
 
 
 # %% tags=["exercise"]
-def start_from_labels(embeddings: torch.Tensor, labels: list[list[int]], others: list[int]) -> torch.Tensor:
+def start_from_labels(
+    embeddings: torch.Tensor, labels: list[list[int]], others: list[int]
+) -> torch.Tensor:
     """From the table [V, D], each label's tokens, and other tokens: the prompt [labels + others, D] to start with."""
     # BEGIN SOLUTION
     means = [embeddings[label].mean(dim=0) for label in labels]
@@ -121,13 +125,17 @@ check("08a", start_from_labels)  # against a loop over single numbers; for help:
 # error is 1.6 points, so do not read much into one or two. It took an hour and a half on two cores: `python
 # recipes/sweep.py --grid soft_prompt --out runs/grid` does it again.
 
-# %%
+# %% tags=["figure"]
 path = folder().parent / "docs" / "results" / "sweep_soft_prompt_grid.jsonl"
 runs = [json.loads(line) for line in path.read_text().splitlines()]
 rates, starts, lengths = (1e-4, 1e-3, 0.01, 0.1), ("random", "vocab", "labels"), (1, 5, 20)
-found = {(run["run"]["length"], run["run"]["init"], run["run"]["lr"]): 100 * run["dev_accuracy"] for run in runs}
+found = {
+    (run["run"]["length"], run["run"]["init"], run["run"]["lr"]): 100 * run["dev_accuracy"]
+    for run in runs
+}
 grid = {
-    length: torch.tensor([[found[length, start, rate] for rate in rates] for start in starts]) for length in lengths
+    length: torch.tensor([[found[length, start, rate] for rate in rates] for start in starts])
+    for length in lengths
 }
 assert all(run["run"]["steps"] == 600 and run["run"]["batch_size"] == 32 for run in runs)
 assert len(task.splits["dev"]) == 956
@@ -174,7 +182,9 @@ def nearest_tokens(prompt: torch.Tensor, embeddings: torch.Tensor, n: int) -> to
 
 
 # %% tags=["check"]
-check("08b", nearest_tokens)  # against PyTorch's cosine_similarity, pair by pair; for help: hint("08b")
+check(
+    "08b", nearest_tokens
+)  # against PyTorch's cosine_similarity, pair by pair; for help: hint("08b")
 
 # %% [markdown]
 # ## A common wrong answer
@@ -201,12 +211,15 @@ cosines = F.normalize(learned, dim=1) @ F.normalize(embeddings, dim=1).T  # [P, 
 for number in range(6):
     near = cosines[number].topk(4)
     words = [
-        f"{tokenizer.decode([token])!r} {c:.2f}" for token, c in zip(near.indices.tolist(), near.values, strict=True)
+        f"{tokenizer.decode([token])!r} {c:.2f}"
+        for token, c in zip(near.indices.tolist(), near.values, strict=True)
     ]
     kept = F.cosine_similarity(learned[number], began[number], dim=0)
     print(f"vector {number}: cosine with its start {kept:.2f}; nearest {'  '.join(words)}")
 lengths = learned.norm(dim=1)
-print(f"its vectors are {lengths.mean() / embeddings.norm(dim=1).median():.0f} times as long as a token's")
+print(
+    f"its vectors are {lengths.mean() / embeddings.norm(dim=1).median():.0f} times as long as a token's"
+)
 assert lengths.min() > 3 * embeddings.norm(dim=1).median()
 assert cosines.max(dim=1).values.median() < 0.5
 
@@ -235,5 +248,9 @@ assert cosines.max(dim=1).values.median() < 0.5
 # %%
 if (gpt2 := real_gpt2()) is not None:
     table = gpt2.wte.weight.detach()
-    near = (F.normalize(table[gpt2.tokenizer.encode(" good")], dim=1) @ F.normalize(table, dim=1).T).topk(6).indices[0]
+    near = (
+        (F.normalize(table[gpt2.tokenizer.encode(" good")], dim=1) @ F.normalize(table, dim=1).T)
+        .topk(6)
+        .indices[0]
+    )
     print("nearest to ' good':", [gpt2.tokenizer.decode([token]) for token in near.tolist()])

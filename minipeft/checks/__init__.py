@@ -1,6 +1,16 @@
 """The exercises of the lessons and how each is judged: `check("07", my_function)`, `hint("07")`."""
 
-from minipeft.checks import lesson_01, lesson_02, lesson_03, lesson_04, lesson_05, lesson_06, lesson_07, lesson_08
+from minipeft.checks import (
+    lesson_01,
+    lesson_02,
+    lesson_03,
+    lesson_04,
+    lesson_05,
+    lesson_06,
+    lesson_07,
+    lesson_08,
+    lesson_09,
+)
 from minipeft.checks.exercise import Exercise, Mistake, check, failure, hint, passes
 
 _ALL = (
@@ -14,6 +24,8 @@ _ALL = (
     lesson_07.EXERCISE,
     lesson_08.START,
     lesson_08.NEAREST,
+    lesson_09.ATTENTION,
+    lesson_09.FOLD,
 )
 EXERCISES: dict[str, Exercise] = {exercise.name: exercise for exercise in _ALL}
 

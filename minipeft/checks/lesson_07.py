@@ -113,6 +113,7 @@ def _by_transformers(model: GPT2, prompt: Tensor, tokens: Tensor, labels: Tensor
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         theirs = GPT2LMHeadModel.from_pretrained(folder).eval()
+    theirs.loss_type = "ForCausalLM"  # what it is anyway; unsaid, it warns
     x = torch.cat([prompt.expand(B, -1, -1), theirs.transformer.wte(tokens)], dim=1)
     targets = torch.cat([torch.full((B, P), NOT_SCORED), labels], dim=1)
     with torch.no_grad():

@@ -196,3 +196,30 @@ def dots_and_a_line(dots: dict[str, dict[str, float]], line: tuple[str, float, f
     axes.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(dots), borderpad=0)
     axes.spines[["top", "right"]].set_visible(False)
     pyplot.show()
+
+
+def lines_with_errors(lines: dict[str, dict[int, float]], error: float, title: str, x_name: str, y_name: str) -> None:
+    """One line a name through the values at whole numbers, with two standard errors up and down; `x` doubles."""
+    from matplotlib import pyplot
+    from matplotlib.ticker import NullLocator
+
+    _, axes = pyplot.subplots(figsize=(9, 3.4), layout="constrained")
+    axes.set_xscale("log")
+    for (name, values), colour, marker, aside in zip(
+        lines.items(), (BLUE, RED, GREEN), "osD", (0.985, 1.015, 1.0), strict=False
+    ):
+        places = sorted(values)
+        heights = [values[place] for place in places]
+        beside = [place * aside for place in places]  # so that bars of equal places can be told apart
+        axes.errorbar(
+            beside, heights, yerr=2 * error, color=colour, marker=marker, linewidth=2, capsize=4, elinewidth=1
+        )
+        axes.annotate(name, (beside[-1], heights[-1]), (12, 0), textcoords="offset points", color=colour, va="center")
+    ticks = sorted({place for values in lines.values() for place in values})
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel(x_name, fontsize=10)
+    axes.set_ylabel(y_name, fontsize=10)
+    axes.set_title(title, loc="left", fontsize=12)
+    axes.spines[["top", "right"]].set_visible(False)
+    pyplot.show()

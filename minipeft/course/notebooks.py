@@ -7,6 +7,7 @@ the check, the solution; the solved notebook has the solution itself and was run
 
 import hashlib
 import re
+from base64 import b64decode
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,6 +114,16 @@ def run(notebook: Any, seconds: int, where: Path) -> Any:
     NotebookClient(notebook, timeout=seconds, kernel_name="python3", resources=there, record_timing=False).execute()
     notebook.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
     return notebook
+
+
+def figure_of(notebook: Any) -> bytes:
+    """The PNG that the cell tagged `figure` drew. Raises LessonError if there is no such cell, or it drew nothing."""
+    for cell in notebook.cells:
+        if "figure" in tags(cell):
+            for output in cell.outputs:
+                if picture := output.get("data", {}).get("image/png"):
+                    return b64decode(picture)
+    raise LessonError("no cell tagged `figure` drew a picture; tag the one whose figure the map of lessons shows.")
 
 
 def learners_code(notebook: Any) -> Iterator[str]:

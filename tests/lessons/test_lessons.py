@@ -15,6 +15,7 @@ from minipeft.checks import EXERCISES, failure
 from minipeft.course.answers import answers_in
 from minipeft.course.notebooks import (
     Lesson,
+    figure_of,
     for_learners,
     holds_answers,
     read_lessons,
@@ -178,7 +179,12 @@ def test_links_and_files_that_are_named_exist(path: Path) -> None:
         assert (ROOT / name).exists(), name
 
 
-def test_the_map_names_every_lesson() -> None:
+def test_the_map_names_every_lesson_and_shows_its_figure() -> None:
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
     for lesson in LESSONS:
         assert f"| {lesson.number} | [{lesson.title}]({lesson.name}.ipynb) |" in text
+        assert f"](figures/{lesson.number}.png)](solutions/{lesson.name}.ipynb)" in text
+        assert sum("figure" in tags(cell) for cell in lesson.notebook.cells) == 1
+        picture = (FOLDER / "figures" / f"{lesson.number}.png").read_bytes()
+        assert picture == figure_of(read_notebook(FOLDER / "solutions" / f"{lesson.name}.ipynb"))
+    assert {path.stem for path in (FOLDER / "figures").iterdir()} == {lesson.number for lesson in LESSONS}

@@ -211,9 +211,9 @@ Run = Callable[..., tuple[int, str, str]]
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """The command line: exit code, output and errors, white space made single."""
 
-    def run(*arguments: str) -> tuple[int, str, str]:
+    def run(*arguments: str, there: Path = ROOT) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["minipeft", *arguments])
-        monkeypatch.chdir(ROOT)
+        monkeypatch.chdir(there)
         code = 0
         try:
             cli.main()
@@ -234,6 +234,24 @@ def test_check_judges_the_learners_notebook(run: Run, tmp_path: Path) -> None:
         assert ended == code
         assert said in out
     assert "solved" in run("lessons")[1]
+
+
+def test_checking_all_lessons_goes_on_after_one_that_is_broken(run: Run, tmp_path: Path) -> None:
+    """A course of two lessons: the first does not run, the second is solved."""
+    (tmp_path / "README.md").write_text("")
+    (tmp_path / "src").mkdir()
+    found = notebooks.read_lessons(ROOT / "lessons" / "src")
+    for lesson in found:
+        (tmp_path / f"{lesson.name}.ipynb").write_text(
+            text_of(solved(lesson) if lesson.number == "02" else for_learners(lesson))
+        )
+    broken = tmp_path / f"{found[0].name}.ipynb"
+    broken.write_text(broken.read_text().replace("from minipeft", "from not_there"))
+    code, out, errors = run("check", "--all", there=tmp_path)
+    assert code == 1
+    assert "Exercise 02: right." in out
+    assert "Exercise 03a: layer_norm is still empty" in out
+    assert "01_text_to_tokens.ipynb: the cell that begins" in errors
 
 
 @pytest.mark.parametrize(
