@@ -122,7 +122,7 @@ check("08a", start_from_labels)  # against a loop over single numbers; for help:
 #
 # Each cell is a prompt that was trained for 600 steps of 32 reviews, with its own learning rate, start and length; the
 # number is the best accuracy that it reached on the 956 reviews of the development split, in percent. One standard
-# error is 1.6 points, so do not read much into one or two. It took an hour and a half on two cores: `python
+# error is 1.6 points, so do not read much into one or two. It took more than an hour on two cores: `python
 # recipes/sweep.py --grid soft_prompt --out runs/grid` does it again.
 
 # %% tags=["figure"]
@@ -153,12 +153,15 @@ heat_maps(
     darkest=68.0,
     number="{:.1f}",
 )
-assert (grid[20][:, 0] < 51).all()
+assert all((cells[:, 0] - 50.4).abs().max() < 0.05 for cells in grid.values())
+assert all(3 < cells - grid[20][0, 3] < 5 for cells in grid[20][1:, 3])
+assert all(grid[1][0, 3] > cells for cells in grid[1][1:, 3])
 assert grid[20][:, 3].max() == max(float(cells.max()) for cells in grid.values())
 
 # %% [markdown]
-# The left column answers the guess: with `1e-4` no prompt gets more than 51 percent, which is what always giving one
-# answer gets.
+# The left column answers the guess: with `1e-4` every prompt, however long and whatever it began with, gets 50.4
+# percent, which is what always giving the same answer gets. A start from words is worth 3 to 5 points where there are
+# 20 vectors; a single vector does better from random numbers, perhaps because one word is so strong a hint.
 #
 # ## What has it become?
 #
