@@ -13,9 +13,10 @@ from nbformat import v4
 from minipeft import cli
 from minipeft.checks import check, exercise, hint, progress
 from minipeft.checks.exercise import Exercise, Mistake, failure
-from minipeft.course import notebooks
+from minipeft.course import controls, notebooks
 from minipeft.course.answers import answers_in
-from minipeft.course.notebooks import Lesson, LessonError, for_learners, holds_answers, solved, text_of
+from minipeft.course.controls import Slider, explore
+from minipeft.course.notebooks import Lesson, LessonError, figure_of, for_learners, holds_answers, solved, text_of
 
 ROOT = Path(__file__).parents[2]
 SOURCE = """# %% [markdown]
@@ -199,6 +200,40 @@ def test_a_notebook_shows_colours(exercises: None, monkeypatch: pytest.MonkeyPat
     exercise._show(exercise.RED, "✘", "a < b & c")
     assert "a &lt; b &amp; c" in shown[0].data
     assert exercise.RED in shown[0].data
+
+
+# -- controls ---------------------------------------------------------------------------------------------------------
+
+
+def test_without_anybody_there_a_control_shows_its_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(controls.STILL, "1")
+    shown: list[Any] = []
+    explore(lambda **values: shown.append(values), top_k=Slider(20, 1, 200, 1), text="The film")
+    assert shown == [{"top_k": 20, "text": "The film"}]
+    assert "Open this notebook in JupyterLab to change top k and text" in capsys.readouterr().out
+
+
+def test_in_a_live_notebook_a_control_is_a_widget(monkeypatch: pytest.MonkeyPatch) -> None:
+    import IPython
+    import ipywidgets
+
+    made: dict[str, Any] = {}
+    monkeypatch.delenv(controls.STILL, raising=False)
+    monkeypatch.setattr(IPython, "get_ipython", lambda: type("Shell", (), {"kernel": object()})())
+    monkeypatch.setattr(ipywidgets, "interact", lambda show, **widgets: made.update(widgets))
+    explore(lambda **values: None, top_k=Slider(20, 1, 200, 1), heat=Slider(0.8, 0.0, 2.0, 0.1), text="The film")
+    assert isinstance(made["top_k"], ipywidgets.IntSlider)
+    assert (made["top_k"].value, made["top_k"].min, made["top_k"].max) == (20, 1, 200)
+    assert isinstance(made["heat"], ipywidgets.FloatSlider)
+    assert (made["text"].value, made["text"].continuous_update) == ("The film", False)
+
+
+def test_a_lesson_without_a_picture_is_named() -> None:
+    notebook = v4.new_notebook(cells=[v4.new_code_cell("1", metadata={"tags": ["figure"]})])
+    with pytest.raises(LessonError, match="no cell tagged `figure` drew a picture"):
+        figure_of(notebook)
 
 
 # -- commands ---------------------------------------------------------------------------------------------------------
