@@ -14,10 +14,10 @@ STILL = "MINIPEFT_LESSONS_STILL"
 class Slider:
     """A number from `low` to `high` that starts at `start`; whole numbers if `step` is one."""
 
-    start: float
-    low: float
-    high: float
-    step: float
+    start: int | float
+    low: int | float
+    high: int | float
+    step: int | float
 
 
 def explore(show: Callable[..., None], **controls: Slider | str) -> None:
