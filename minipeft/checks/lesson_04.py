@@ -21,7 +21,7 @@ def judge(from_public: Callable[[Tensors], Tensors]) -> None:
     masks = {f"h.{layer}.attn.bias": torch.ones(1, 1, 16, 16).tril() for layer in range(CONFIG.n_layer)}
     masks |= {f"h.{layer}.attn.masked_bias": torch.tensor(-1e4) for layer in range(CONFIG.n_layer)}
     for stored in (today, {**masks, **bare}):
-        found = from_public(dict(stored))
+        found = from_public({name: tensor.clone() for name, tensor in stored.items()})
         require(isinstance(found, dict), f"from_public must return a dict, but returned a {type(found).__name__}.")
         _names(found, set(bare))
         for name, tensor in bare.items():

@@ -22,16 +22,19 @@ def judge(cached_attention: Callable[..., Any]) -> None:
         past, start = None, 0
         for size in split:
             new = slice(start, start + size)
-            found = cached_attention(q[:, new], k[:, new], v[:, new], past)
+            found = cached_attention(*(part[:, new].clone() for part in (q, k, v)), past)
             start += size
             past = _checked(found, size, start)
             _past(past, k[:, :start], v[:, :start], size)
-            _output(found[0], expected[:, new], v[:, new], start - size)
+            _output(found[0], expected[:, new], (q[:, new], k[:, :start], v[:, :start]), start - size)
 
 
 def _checked(found: Any, size: int, seen: int) -> tuple[Tensor, Tensor]:
     require(
-        isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], tuple | list) and len(found[1]) == 2,
+        isinstance(found, tuple | list)
+        and len(found) == 2
+        and isinstance(found[1], tuple | list)
+        and len(found[1]) == 2,
         "cached_attention must return two things: the output, and the past as a pair of keys and values.",
     )
     output, (keys, values) = found
@@ -74,12 +77,14 @@ def _past(past: tuple[Tensor, Tensor], k: Tensor, v: Tensor, size: int) -> None:
     require(False, "the past does not hold the keys and values of all tokens so far, in the order of the text.")
 
 
-def _output(found: Tensor, expected: Tensor, v: Tensor, before: int) -> None:
+def _output(found: Tensor, expected: Tensor, read: tuple[Tensor, Tensor, Tensor], before: int) -> None:
+    found, size = found.float(), found.shape[1]
     if torch.allclose(found, expected, atol=1e-5):
         return
-    size = v.shape[1]
+    q, k, v = read
+    upper_left = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     require(
-        before == 0 or size > 1 or not torch.allclose(found, v, atol=1e-5),
+        before == 0 or size > 1 or not torch.allclose(found, v[:, -size:], atol=1e-5),
         "with something in the past a new token still attends to itself alone: the past keys and values are not used.",
     )
     require(
@@ -91,7 +96,7 @@ def _output(found: Tensor, expected: Tensor, v: Tensor, before: int) -> None:
         f"when {size} tokens come at once, the first of them see the later ones: mask them.",
     )
     require(
-        before == 0,
+        before == 0 or not torch.allclose(found, upper_left, atol=1e-5),
         f"with {before} tokens in the past, a new token does not see all of them: is the mask aligned to the upper "
         "left corner, as is_causal=True is?",
     )

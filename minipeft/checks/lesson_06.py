@@ -18,12 +18,18 @@ def judge(label_loss: Callable[[Tensor, Tensor], Tensor]) -> None:
     logits = 2 * torch.randn(3, 6, 5, generator=generator)
     labels = torch.randint(5, (3, 6), generator=generator)
     labels[0, :4] = labels[1, 1:] = labels[2, 3] = NOT_SCORED  # 2, 0 (its only label is the first) and 4 to score
+    logits[0, 3] += 200  # where exp alone would overflow
+    rows = _by_loop(logits.tolist(), labels.tolist())
     logits.requires_grad_()
-    found = label_loss(logits, labels)
+    given = labels.clone()
+    found = label_loss(logits, given)
     require(isinstance(found, Tensor), f"label_loss must return a tensor, but returned a {type(found).__name__}.")
     require(found.dim() == 0, f"the loss must be one number, but is a tensor of shape {tuple(found.shape)}.")
-    require(not bool(found.isnan()), "the loss is NaN: a row without labels to score must not divide by zero.")
-    rows = _by_loop(logits.tolist(), labels.tolist())
+    require(
+        not bool(found.isnan()),
+        "the loss is NaN: does a row without labels divide by zero, or exp of a large logit overflow?",
+    )
+    require(torch.equal(given, labels), "label_loss changed the labels that it was given; work on a copy.")
     _value(found.item(), logits.detach(), labels, rows)
     require(found.requires_grad, "the loss has no gradient: was it made from numbers instead of tensors?")
     (gradient,) = torch.autograd.grad(found, logits)
@@ -42,8 +48,8 @@ def _by_loop(logits: list[list[list[float]]], labels: list[list[int]]) -> list[l
         losses = []
         for t in range(1, len(wanted)):
             if wanted[t] != NOT_SCORED:
-                before = row[t - 1]
-                losses.append(math.log(sum(math.exp(z) for z in before)) - before[wanted[t]])
+                most, before = max(row[t - 1]), row[t - 1]
+                losses.append(most + math.log(sum(math.exp(z - most) for z in before)) - before[wanted[t]])
         found.append(losses)
     return found
 
@@ -56,6 +62,12 @@ def _value(found: float, logits: Tensor, labels: Tensor, rows: list[list[float]]
     others = {
         "every token is asked for itself: the label at place t must be predicted from the logits at t - 1.": (
             F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        ),
+        "every token is asked for itself: cut the logits at the end, and the labels at the beginning.": (
+            F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, :-1].flatten(), ignore_index=NOT_SCORED)
+        ),
+        "the last place of a row is asked for the row's first token, as torch.roll does; nothing follows it.": (
+            F.cross_entropy(logits.flatten(0, 1), labels.roll(-1, dims=1).flatten(), ignore_index=NOT_SCORED)
         ),
         "you shifted the wrong way: the logits at t - 1 predict the label at t.": (
             F.cross_entropy(logits[:, 1:].flatten(0, 1), labels[:, :-1].flatten())

@@ -25,6 +25,7 @@ def judge(loss_with_prompt: Callable[..., Any]) -> None:
     )
     changed = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])]
     require(not changed, f"{changed[0] if changed else ''} of the model was changed; the model must stay as it is.")
+    require(not any(p.requires_grad for p in model.parameters()), "the model was unfrozen; only the prompt learns.")
     _value(float(found.detach()), model, prompt.detach(), tokens, labels)
     require(found.requires_grad, "the loss has no gradient for the prompt: was it detached, or copied, on the way?")
     (gradient,) = torch.autograd.grad(found, prompt)
@@ -45,7 +46,7 @@ def _case() -> tuple[GPT2, Tensor, Tensor, Tensor]:
         parameter.copy_(torch.randn(parameter.shape, generator=generator) / 3)
     tokens = torch.randint(24, (B, T), generator=generator)
     labels = torch.randint(24, (B, T), generator=generator)  # not the tokens: then a wrong shift cannot hide
-    labels[:, :3] = NOT_SCORED
+    labels[0, :3] = labels[1, :1] = labels[1, 2:5] = NOT_SCORED  # 3 and 2 to score
     prompt = torch.randn(P, 16, generator=generator).requires_grad_()
     return model, tokens, labels, prompt
 
@@ -60,6 +61,11 @@ def _value(found: float, model: GPT2, prompt: Tensor, tokens: Tensor, labels: Te
     shifted = torch.cat([last, labels], dim=1)
     both = torch.cat([front, text], dim=1)
     again = torch.cat([where[:P], where[:T]])
+    unshifted = _logits(model, both + model.wpe(where))[:, P:].flatten(0, 1)
+    require(
+        abs(found - float(F.cross_entropy(unshifted, labels.flatten(), ignore_index=NOT_SCORED))) > 1e-4,
+        "every token is asked for itself: the logits at one place predict the label at the next.",
+    )
     for mistake, x, targets in (
         (
             "the text's positions begin at zero again; with P vectors in front, its first token has position P.",
@@ -96,10 +102,14 @@ def _value(found: float, model: GPT2, prompt: Tensor, tokens: Tensor, labels: Te
     require(False, f"the loss is {found:.4f}, but transformers gives {expected:.4f}.")
 
 
-def _loss(model: GPT2, x: Tensor, labels: Tensor) -> float:
+def _logits(model: GPT2, x: Tensor) -> Tensor:
     for layer, block in enumerate(model.blocks):
         x = block(x, None, None, layer)
-    logits = model.logits(model.ln_f(x))
+    return model.logits(model.ln_f(x))
+
+
+def _loss(model: GPT2, x: Tensor, labels: Tensor) -> float:
+    logits = _logits(model, x)
     return float(F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=NOT_SCORED))
 
 

@@ -22,6 +22,7 @@ def judge_start(start_from_labels: Callable[..., Any]) -> None:
         tuple(found.shape) == (5, D),
         f"2 labels and 3 other tokens make a prompt of (5, {D}) numbers; yours is {tuple(found.shape)}.",
     )
+    found = found.detach().float()  # one that will be trained may already ask for its gradient
     require(torch.equal(embeddings, before), "start_from_labels changed the model's table; return numbers of its own.")
     table = embeddings.tolist()
     means = [[sum(table[token][d] for token in label) / len(label) for d in range(D)] for label in labels]
@@ -56,12 +57,19 @@ def judge_nearest(nearest_tokens: Callable[..., Any]) -> None:
     prompt = torch.randn(4, D, generator=torch.Generator().manual_seed(1))
     prompt[1] = -embeddings[4]  # the token 4 is the farthest of all
     prompt[2] = 100 * embeddings[6]
-    found = nearest_tokens(prompt, embeddings, 3)
+    given = prompt.clone(), embeddings.clone()
+    found = nearest_tokens(*given, 3)
     require(isinstance(found, Tensor), f"nearest_tokens must return a tensor, not a {type(found).__name__}.")
     require(not found.is_floating_point(), "nearest_tokens must return the tokens' ids, not their cosines.")
     require(
         tuple(found.shape) == (4, 3), f"4 vectors with 3 tokens each make (4, 3) ids; yours are {tuple(found.shape)}."
     )
+    require(
+        torch.equal(given[0], prompt) and torch.equal(given[1], embeddings),
+        "nearest_tokens changed what it was given: with a real model that would be its embeddings.",
+    )
+    one = nearest_tokens(prompt.clone(), embeddings.clone(), 1)
+    require(tuple(one.shape) == (4, 1), f"asked for 1 token of each vector, you give {tuple(one.shape)} ids.")
     cosines = torch.tensor([[float(_cosine(vector, row)) for row in embeddings] for vector in prompt])
     order = cosines.argsort(dim=1, descending=True)
     if torch.equal(found, order[:, :3]):

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from minipeft.checks.exercise import Exercise, require
 
-B, H, T, P, Dh = 2, 2, 4, 3, 4
-LAYERS, WIDTH, HIDDEN = 3, H * Dh, 5
+B, H, T, P, Dh = 3, 2, 6, 5, 4
+LAYERS, WIDTH, HIDDEN = 3, H * Dh, 7
 
 
 def judge_attention(prefix_attention: Callable[..., Any]) -> None:
@@ -19,16 +19,16 @@ def judge_attention(prefix_attention: Callable[..., Any]) -> None:
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(B, H, T, Dh, generator=generator) for _ in range(3))
     prefix_k, prefix_v = (torch.randn(H, P, Dh, generator=generator) for _ in range(2))
-    found = prefix_attention(q, k, v, prefix_k, prefix_v)
+    heads = [_by_loop(q, k, v, prefix_k, prefix_v, b, h) for b in range(B) for h in range(H)]
+    expected = torch.stack(heads).unflatten(0, (B, H))
+    found = prefix_attention(*(part.clone() for part in (q, k, v, prefix_k, prefix_v)))
     require(isinstance(found, Tensor), f"prefix_attention must return a tensor, not a {type(found).__name__}.")
     require(
         tuple(found.shape) == (B, H, T, Dh),
         f"the output is {tuple(found.shape)}; it must be [B, H, T, Dh], {(B, H, T, Dh)}: a result for each token of "
         "the text, and none for the prefix.",
     )
-    expected = torch.stack(
-        [torch.stack([_by_loop(q, k, v, prefix_k, prefix_v, b, h) for h in range(H)]) for b in range(B)]
-    )
+    found = found.float()
     if torch.allclose(found, expected, atol=1e-5):
         return
     keys, values = (torch.cat([a.expand(B, -1, -1, -1), b], dim=2) for a, b in ((prefix_k, k), (prefix_v, v)))
@@ -90,7 +90,10 @@ def judge_fold(fold: Callable[..., Any]) -> None:
     generator = torch.Generator().manual_seed(0)
     sizes = ((P, WIDTH), (HIDDEN, WIDTH), (HIDDEN,), (2 * LAYERS * WIDTH, HIDDEN), (2 * LAYERS * WIDTH,))
     E, W1, b1, W2, b2 = (torch.randn(size, generator=generator) for size in sizes)
-    found = fold(E, W1, b1, W2, b2, LAYERS, H)
+    made = _network(E, W1, b1, W2, b2)
+    found = fold(*(part.clone() for part in (E, W1, b1, W2, b2)), LAYERS, H)
+    if isinstance(found, Tensor) and found.shape[:1] == (2,):
+        found = tuple(found)  # one tensor of two unpacks as a pair does
     require(
         isinstance(found, tuple | list) and len(found) == 2 and all(isinstance(part, Tensor) for part in found),
         "fold must return two tensors: the keys and the values.",
@@ -98,7 +101,7 @@ def judge_fold(fold: Callable[..., Any]) -> None:
     shape = (LAYERS, H, P, Dh)
     for name, part in zip(("keys", "values"), found, strict=True):
         require(tuple(part.shape) == shape, f"the {name} are {tuple(part.shape)}; they must be [L, H, P, Dh], {shape}.")
-    made = _network(E, W1, b1, W2, b2)
+    found = tuple(part.float() for part in found)
     if _same(found, made):
         return
     without_bend = [_affine(_affine(row, W1, b1), W2, b2) for row in E.tolist()]
@@ -108,6 +111,8 @@ def judge_fold(fold: Callable[..., Any]) -> None:
         ("the tanh between the two layers is missing.", without_bend),
         ("between the two layers stands tanh, not ReLU.", relu),
         ("the two biases are missing.", without_bias),
+        ("the first bias is missing.", _network(E, W1, torch.zeros_like(b1), W2, b2)),
+        ("the second bias is missing.", _network(E, W1, b1, W2, torch.zeros_like(b2))),
     ):
         require(not _same(found, wrong), mistake)
     keys, values = _placed(made)

@@ -35,7 +35,7 @@ def row_by_row(logits, labels):
     return (found.sum(dim=1)[rows] / scored.sum(dim=1)[rows]).mean()
 
 
-@fails_with("the loss is NaN: a row without labels")
+@fails_with("the loss is NaN: does a row without labels divide by zero")
 def row_by_row_with_nan(logits, labels):
     found, scored = losses(logits, labels)
     return (found.sum(dim=1) / scored.sum(dim=1)).mean()
@@ -67,3 +67,27 @@ def made_of_numbers(logits, labels):
 def masked_tokens_as_token_zero(logits, labels):
     found, _ = losses(logits, labels.clamp(min=0))
     return found.mean()
+
+
+@fails_with("label_loss changed the labels that it was given")
+def masked_tokens_as_token_zero_in_place(logits, labels):
+    labels[labels == -100] = 0
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
+
+@fails_with("cut the logits at the end, and the labels at the beginning")
+def both_cut_at_the_end(logits, labels):
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, :-1].flatten(), ignore_index=-100)
+
+
+@fails_with("as torch.roll does")
+def rolled(logits, labels):
+    return F.cross_entropy(logits.flatten(0, 1), labels.roll(-1, dims=1).flatten(), ignore_index=-100)
+
+
+@fails_with("the loss is NaN")
+def overflowing(logits, labels):
+    shares = logits.exp() / logits.exp().sum(dim=-1, keepdim=True)
+    targets = labels[:, 1:]
+    scored = targets != -100
+    return -shares[:, :-1][scored].gather(1, targets[scored][:, None]).log().mean()

@@ -77,3 +77,26 @@ def added(model, prompt, tokens, labels):
     P, x = len(prompt), model.wte(tokens)
     x = torch.cat([x[:, :P] + prompt, x[:, P:]], dim=1) + model.wpe(torch.arange(tokens.shape[1]))
     return loss(model, x, labels)
+
+
+@fails_with("every token is asked for itself")
+def unshifted(model, prompt, tokens, labels):
+    P, T = len(prompt), tokens.shape[1]
+    x = joined(model, prompt, tokens) + model.wpe(torch.arange(P + T))
+    for layer, block in enumerate(model.blocks):
+        x = block(x, None, None, layer)
+    logits = model.logits(model.ln_f(x[:, P:]))
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
+
+
+@fails_with("the loss is .*, but transformers gives")
+def row_by_row(model, prompt, tokens, labels):
+    x = joined(model, prompt, tokens) + model.wpe(torch.arange(len(prompt) + tokens.shape[1]))
+    return torch.stack([loss(model, x[b : b + 1], labels[b : b + 1], cut=len(prompt)) for b in range(len(x))]).mean()
+
+
+@fails_with("the model was unfrozen")
+def unfrozen(model, prompt, tokens, labels):
+    model.wpe.weight.requires_grad_(True)
+    P, T = len(prompt), tokens.shape[1]
+    return loss(model, joined(model, prompt, tokens) + model.wpe(torch.arange(P + T)), labels, cut=P)

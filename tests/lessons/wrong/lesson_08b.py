@@ -43,3 +43,14 @@ def cosines_themselves(prompt, embeddings, n):
 @fails_with("without its sign")
 def without_sign(prompt, embeddings, n):
     return cosines(prompt, embeddings).abs().topk(n).indices
+
+
+@fails_with("nearest_tokens changed what it was given")
+def in_place(prompt, embeddings, n):
+    embeddings /= embeddings.norm(dim=1, keepdim=True)
+    return (prompt @ embeddings.T).topk(n).indices
+
+
+@fails_with("asked for 1 token of each vector")
+def always_three(prompt, embeddings, n):
+    return cosines(prompt, embeddings).topk(3).indices

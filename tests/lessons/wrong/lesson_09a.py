@@ -34,7 +34,8 @@ def no_prefix(q, k, v, prefix_k, prefix_v):
 @fails_with("the prefix got a softmax of its own")
 def two_softmaxes(q, k, v, prefix_k, prefix_v):
     text = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    return text + F.scaled_dot_product_attention(q, prefix_k.expand(2, -1, -1, -1), prefix_v.expand(2, -1, -1, -1))
+    keys, values = (part.expand(len(q), -1, -1, -1) for part in (prefix_k, prefix_v))
+    return text + F.scaled_dot_product_attention(q, keys, values)
 
 
 @fails_with("the prefix stands behind the text")
@@ -61,3 +62,10 @@ def results_for_the_prefix(q, k, v, prefix_k, prefix_v):
     k, v = joined(k, v, prefix_k, prefix_v)
     q = torch.cat([prefix_k.expand(len(q), -1, -1, -1), q], dim=2)
     return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+@fails_with("the output is not the softmax over prefix and text|divided by the wrong number")
+def scaled_twice_in_place(q, k, v, prefix_k, prefix_v):
+    q /= q.shape[-1] ** 0.5
+    k, v = joined(k, v, prefix_k, prefix_v)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask(q, k))

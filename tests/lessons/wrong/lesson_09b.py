@@ -47,7 +47,18 @@ def without_biases(E, W1, b1, W2, b2, layers, heads):
     return placed(torch.tanh(E @ W1.T) @ W2.T, layers, heads)
 
 
-@fails_with(r"the keys are \(3, 3, 2, 4\); they must be \[L, H, P, Dh\]")
+@fails_with(r"the keys are \(5, 3, 2, 4\); they must be \[L, H, P, Dh\]")
 def not_moved(E, W1, b1, W2, b2, layers, heads):
     kv = made(E, W1, b1, W2, b2).view(len(E), layers, 2, heads, -1)
     return kv[:, :, 0], kv[:, :, 1]
+
+
+@fails_with("the first bias is missing")
+def without_the_first_bias(E, W1, b1, W2, b2, layers, heads):
+    return placed(made(E, W1, torch.zeros_like(b1), W2, b2), layers, heads)
+
+
+@fails_with(r"the keys are \(5, 2, 3, 4\)|must be \[L, H, P, Dh\]")
+def blocks_and_vectors_exchanged(E, W1, b1, W2, b2, layers, heads):
+    kv = made(E, W1, b1, W2, b2).view(len(E), layers, 2, heads, -1)
+    return tuple(kv.permute(2, 0, 3, 1, 4))
