@@ -6,7 +6,7 @@
 #
 # You will be able to
 #
-# - say what stands in a file of GPT-2 weights, and under which names,
+# - say what a file of GPT-2 weights contains, and under which names,
 # - bring its names and matrices into the form that PyTorch wants,
 # - recognise a matrix that was not transposed, or was reshaped instead, before it costs you a week.
 #
@@ -29,7 +29,7 @@ from minipeft.course.figures import bars, maps
 from minipeft.course.real import real_gpt2
 
 # %% [markdown]
-# ## What stands in the file
+# ## What the file contains
 #
 # Names, shapes, numbers; nothing else. The small model of this course is stored exactly as the public ones are.
 
@@ -42,8 +42,8 @@ assert stored["transformer.h.0.attn.c_attn.weight"].shape == (192, 576)
 assert stored["transformer.h.0.attn.c_proj.weight"].shape == (192, 192)
 
 # %% [markdown]
-# A vector of 192 numbers goes into `c_attn` and 576 come out: query, key and value. So the file has it as
-# `[in, out]`. OpenAI wrote their linear layers as convolutions of width one, which keep their weights that way round.
+# A vector of 192 numbers goes into `c_attn` and 576 come out: query, key and value. So the file has it as `[in, out]`.
+# OpenAI wrote their linear layers as convolutions of width one in TensorFlow, which keeps weights that way round.
 # PyTorch's `nn.Linear` keeps them as `[out, in]`. The smallest case, two numbers in and three out:
 
 # %%
@@ -59,8 +59,8 @@ assert F.linear(x, in_out.reshape(3, 2)).tolist() == [
 ]  # the right shape, and wrong numbers
 
 # %% [markdown]
-# `reshape` gives the right *shape*, too, and other numbers: it reads them off in their old order and only breaks the
-# lines elsewhere. Remember that one.
+# `reshape` gives the right *shape*, too, and other numbers: it keeps the numbers in their old order and only starts new
+# rows at other places. Remember that one.
 #
 # ## What has to be done
 #
@@ -169,7 +169,8 @@ assert losses["everything reshaped"] > losses["all tokens alike, guessed"]
 # %% [markdown]
 # So look at a matrix before you trust it. Here is the first block's `c_attn`, dark where its numbers are large. The
 # right one has bands: 192 rows of queries, 192 of keys, 192 of values, and in each of them the heads as narrower bands.
-# The reshaped one has stripes that run the wrong way.
+# The reshaped one has its bands the wrong way round, and every third row is pale: each row of the file became three,
+# one of queries, one of keys, one of values.
 
 # %% tags=["figure"]
 c_attn = stored["transformer.h.0.attn.c_attn.weight"]
@@ -188,7 +189,8 @@ assert (
 # ## The map of positions
 #
 # `wpe` has a row for each position. Nobody told the model that position 100 lies next to 101, yet compare every row
-# with every other, and the numbers know: neighbours are alike, and far ends are opposite.
+# with every other, and the numbers know: neighbours are more alike than distant ones, and far ends point away from each
+# other. Only the very first position stands alone.
 
 # %%
 positions = F.normalize(stored["transformer.wpe.weight"], dim=1)
@@ -208,10 +210,10 @@ assert alike[20, 250] < -0.2
 # %% [markdown]
 # ## In the package
 #
-# `minipeft/checkpoint.py` does what you did, and trusts nothing: each name, shape and type is held against the model
-# before a number is taken over, what is missing or too much is named, a head that is *not* a copy of `wte` is refused,
-# and files are never unpickled into anything but tensors. `minipeft/formats/` reads what others write: shards, OpenAI's
-# own files, nanoGPT's and minGPT's.
+# `minipeft/checkpoint.py` does what you did, and trusts nothing: each name, shape and type is checked against the model
+# before any number is copied, anything missing or extra is reported by name, a head that is *not* a copy of `wte` is
+# refused, and files are never unpickled into anything but tensors. `minipeft/formats/` reads what others write: shards,
+# OpenAI's own files, nanoGPT's and minGPT's.
 #
 # ```
 # minipeft inspect DIR     # what a file of weights holds

@@ -38,8 +38,8 @@ tokenizer = model.tokenizer
 # %% [markdown]
 # ## From logits to a token
 #
-# The model reads a beginning and gives each of the 8,257 tokens of its vocabulary a number, the logit. Softmax makes
-# shares of them. Divide the logits by a *temperature* $\tau$ first:
+# The model reads a beginning and gives each of the 8,257 tokens of its vocabulary a number, the logit. Softmax turns
+# them into probabilities. Divide the logits by a *temperature* $\tau$ first:
 #
 # $$p_i = \frac{e^{z_i / \tau}}{\sum_j e^{z_j / \tau}}$$
 
@@ -86,6 +86,9 @@ package = [
 ]
 assert drawn == [token for (token,) in package]
 print(sorted({tokenizer.decode([token]) for token in drawn}))
+tail = 1 - float(logits.softmax(dim=0).topk(20).values.sum())
+print(f"beyond the 20 likeliest lie {tail:.0%} of the probability")
+assert tail > 0.4
 
 # %% [markdown]
 # Move the controls. Where does it begin to repeat itself, and where to talk nonsense?
@@ -93,15 +96,12 @@ print(sorted({tokenizer.decode([token]) for token in drawn}))
 
 # %%
 def write(temperature, top_k):
-    with torch.no_grad():
-        shares = (model(beginning)[0, -1] / max(temperature, 1e-3)).softmax(dim=0)
-    kept = [float(share) if rank < top_k else 0.0 for rank, share in enumerate(shares[likeliest])]
-    bar_columns(
-        {f"temperature {temperature:.1f}, top_k {top_k}": kept},
-        words,
-        "Who may come next",
-        "probability",
-    )
+    cut = logits / max(temperature, 1e-3)
+    cut[cut < cut.topk(top_k).values[-1]] = float("-inf")
+    shares = {
+        f"temperature {temperature:.1f}, top_k {top_k}": cut.softmax(dim=0)[likeliest].tolist()
+    }
+    bar_columns(shares, words, "Who may come next, of the eight likeliest", "probability")
     sampling = Sampling(max_new_tokens=40, temperature=temperature, top_k=int(top_k), seed=1)
     print(generate(model, "Once upon a time there was a", sampling))
 
@@ -133,7 +133,8 @@ assert (text, new, without, with_memory) == (100, 100, 14950, 199)
 #
 # *Difficulty 2 of 3, fifteen minutes.* T new tokens come with their queries, keys and values; `past` holds the keys and
 # values of all earlier ones, or is `None`. T is mostly one, but not always: the beginning of a text is read in one go.
-# `lower_right_mask(T, S)[0, 0]` is the mask of lesson two.
+# `lower_right_mask(queries, keys)[0, 0]` is the mask of lesson two, for so many queries and so many keys, those of the
+# past among them.
 
 
 # %% tags=["exercise"]
@@ -180,7 +181,7 @@ check("05", mask_of_pytorch)
 # %% [markdown]
 # ## The same text, token by token
 #
-# In the package the memory is `model.new_cache`, and goes in through the `memory` door. Read a text at once, and then
+# In the package the memory is `model.new_cache`, and is passed as `memory=`. Read a text at once, and then
 # again one token after the other:
 
 # %%
@@ -216,7 +217,7 @@ assert off[0] < 1e-3
 assert off[-1] > 1
 
 # %% [markdown]
-# ## What it brings
+# ## What it saves
 #
 # The time for one more token, measured here and now, against the length of the text so far:
 
@@ -272,7 +273,7 @@ assert per_token == 73728
 assert round(1024 * per_token / 1e6) == 75
 
 # %% [markdown]
-# And now a thought to take along. The model does not ask where the keys and values in its memory come from. They came
+# One thought to take with you. The model does not ask where the keys and values in its memory come from. They came
 # from a text just now. What if we *learned* them instead? That is prefix tuning, and lesson nine does it.
 #
 # ## In the package
@@ -284,7 +285,7 @@ assert round(1024 * per_token / 1e6) == 75
 # ## What was left out, and what to read next
 #
 # Beam search, and `top_p`, which keeps the likeliest tokens up to a *share*: Holtzman et al. (2020), *The Curious Case
-# of Neural Text Degeneration*, whose first page also shows what always taking the likeliest does to a text.
+# of Neural Text Degeneration*, whose first figure shows what beam search does to a text.
 #
 # ## On the real GPT-2
 

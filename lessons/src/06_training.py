@@ -37,7 +37,7 @@ tokenizer = model.tokenizer
 # ## What is asked, and of whom
 #
 # A review, and after it the word that we want. Only that word is asked for: everything else has the *label* -100, which
-# means "not scored". And the one who is asked is the token *before* it, since the model says at each token what comes
+# means "not scored". And the prediction is read at the token *before* it, since the model says at each token what comes
 # next.
 
 # %%
@@ -56,9 +56,9 @@ assert tokens.shape == (1, 5)
 assert labels[0, :4].tolist() == [-100] * 4
 
 # %% [markdown]
-# With $S$ the set of places that have a label, and $x_t$ the label at place $t$:
+# With $x_t$ the tokens, $y_t$ the labels, and $S$ the places that have one:
 #
-# $$\text{loss} = -\frac{1}{|S|} \sum_{t \in S} \log p(x_t \mid x_1 \ldots x_{t-1})$$
+# $$\text{loss} = -\frac{1}{|S|} \sum_{t \in S} \log p(y_t \mid x_1 \ldots x_{t-1})$$
 #
 # For the one word above, by hand:
 
@@ -103,8 +103,8 @@ def unshifted(logits, labels):
 check("06", unshifted)
 
 # %% [markdown]
-# How harmless that looks while it trains! A tiny model learns to repeat what it sees; the loss falls to nothing, faster
-# than any right one. It has learned nothing about language: asked for the next token, it is worse than a guess.
+# How harmless that looks while it trains! A tiny model learns to repeat what it sees, and the loss falls to nothing. It
+# has learned nothing about language: asked for the next token, it is worse than a guess.
 
 # %%
 tiny = GPT2(GPT2Config(n_layer=1, n_head=2, n_embd=32, n_positions=16, vocab_size=64), seed=0)
@@ -175,13 +175,13 @@ curves(
 )
 
 # %% [markdown]
-# Two curves, and the moment where they part is where to stop. Never judge by the first curve alone, and never tell as a
-# result the number that you stopped by: that is what a third part of the data, the *test* split, is kept for.
+# Two curves; stop where the second one is lowest. Never judge by the first alone, and never report the number that you
+# used to decide when to stop: that is what a third part of the data, the *test* split, is kept for.
 #
 # ## The bill
 #
-# Every number of the model has moved, so the task *is* now a model of its own. And while it was trained, four times as
-# much was in memory: the weights, their gradients, and two averages that AdamW keeps for each.
+# Every number of the model has moved, so the task *is* now a model of its own. And while it was trained, at least four
+# times as much was in memory: the weights, their gradients, and two averages that AdamW keeps for each.
 
 # %%
 small = PUBLIC["gpt2"].config.num_parameters()
@@ -211,9 +211,9 @@ bars(
 )
 
 # %% [markdown]
-# So the guess: 50 gigabytes, or 0.006. For T5-XXL, eleven billion numbers, Lester et al. (2021) got close to finetuning
-# with prompts, and for 5 vectors of 4,096 numbers those are 20,480. Whether so few can do the work is the question of
-# the next lessons.
+# So the guess: 50 gigabytes, or 0.006 besides one model for all of them. Lester et al. (2021) found that for T5-XXL,
+# eleven billion numbers, prompts match finetuning. Their example of a prompt, 5 vectors of 4,096 numbers, is 20,480
+# numbers. Whether so few can do the work on smaller models is the question of the next lessons.
 
 # %%
 assert round(11e9 / 20480, -3) == 537_000
@@ -234,7 +234,8 @@ print(f"one copy of T5-XXL = {11e9 / 20480:,.0f} prompts")
 # ## What was left out, and what to read next
 #
 # Dropout, weight decay, numbers of half precision, more than one machine. Read Radford et al. (2018), *Improving
-# Language Understanding by Generative Pre-Training*, on finetuning; it is where this recipe comes from.
+# Language Understanding by Generative Pre-Training*, on finetuning: there a new output layer gives the class, where we
+# ask for a word.
 #
 # ## On the real GPT-2
 

@@ -106,8 +106,8 @@ print(f"{P} vectors of {model.config.n_embd} numbers in front of {T} tokens: the
 # $$x = [\,P_1 \ldots P_p,\; \text{wte}(t_1) \ldots \text{wte}(t_T)\,] + \text{wpe}(0 \ldots p + T - 1)$$
 #
 # That is a soft prompt, by Lester, Al-Rfou and Constant (2021). Three things change against the plain model: the
-# vectors are joined in front, the positions of the text move on by $p$, and nothing is asked of the prompt itself. Here
-# is the loss without a prompt:
+# vectors are joined in front, the positions of the text move on by $p$, and nothing is asked of the prompt itself.
+# (Their T5 has no `wpe`; a GPT-2 needs it for the prompt, too.) Here is the loss without a prompt:
 
 
 # %%
@@ -131,7 +131,8 @@ with torch.no_grad():
 # ## Exercise: the loss behind a prompt
 #
 # *Difficulty 3 of 3, twenty minutes.* Take the function above and put the prompt in. The weights of the model do not
-# change, and every row of the batch gets the same prompt.
+# change, and every row of the batch gets the same prompt. As in lesson six, the first token of a text is asked for by
+# nobody: its label is always -100.
 
 
 # %% tags=["exercise"]
@@ -159,7 +160,7 @@ check(
 # ## A common wrong answer
 #
 # The positions are left as they were: the text begins at zero, and so does the prompt. Everything runs, the loss falls,
-# and the model has been given two tokens for each of its first positions.
+# and the model has been given two vectors for each of its first positions.
 
 
 # %%
@@ -214,14 +215,17 @@ with torch.no_grad():
     last = float(loss_on(rows[::8]))
 
 print(f"loss {first:.2f} before, {last:.2f} after; every number of the model is what it was")
+one_of_two = float(label_log_likelihoods(tuned, encoder, some).exp().sum(dim=1).mean())
+print(f"the two words together have a probability of {one_of_two:.0%}, of eight thousand words")
 assert last < first - 1
+assert one_of_two > 0.6
 assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 assert all(parameter.grad is None for parameter in model.parameters())
 tuned.detach()
 
 # %% [markdown]
-# So far it has learned that one of two words is wanted. To learn *which* takes longer: a prompt that was trained for
-# 1,200 steps lies beside the lessons. Does it answer like the words did?
+# So far it has learned mostly that one of two words is wanted. To learn *which* takes longer: a prompt that was trained
+# for 1,200 steps lies beside the lessons. Does it do better than the words did?
 
 # %%
 learned = load(folder() / "prompts" / "movie", model)
@@ -234,8 +238,8 @@ assert report["steps"] == 1200
 # ## Ten prompts and one
 #
 # All ten ways of asking, and the learned prompt, on 1,831 reviews that none of them was chosen or trained on.
-# *Calibrated* means that the leaning of the model to one word is measured first and taken off, after Zhao et al.
-# (2021). The numbers were computed beforehand: `python recipes/ten_prompts.py` makes them again.
+# *Calibrated* means that the model's bias towards one word is measured first and subtracted, after Zhao et al. (2021).
+# The numbers were computed beforehand: `python recipes/ten_prompts.py` makes them again.
 
 # %% tags=["figure"]
 measured = json.loads((folder().parent / "docs" / "results" / "ten_prompts.json").read_text())
@@ -257,9 +261,9 @@ assert all(row["answers_good"] == 1.0 for row in measured["prompts"])
 assert (round(max(plain.values())), round(max(calibrated.values())), round(soft)) == (50, 58, 63)
 
 # %% [markdown]
-# So the guess: 50 percent. Whatever the words, so small a model answers "good" to every single review. Once that
-# leaning is taken off, the best of the ten ways gets 58 percent right; the learned prompt gets 63, with no such help. A
-# much larger model would do well with the words alone, and better still with a learned prompt.
+# So the guess: 50 percent. Whatever the words, so small a model answers "good" to every single review. Once that bias
+# is subtracted, the best of the ten ways gets 58 percent right; the learned prompt gets 63, with no such help. How the
+# two compare for larger models is the first figure of the paper named below.
 #
 # ## In the package
 #

@@ -1,12 +1,12 @@
 # %% [markdown]
 # # Training a soft prompt well
 #
-# **Most people who try prompt tuning for the first time see a loss that never moves. After this lesson you know the
+# **It is easy to tune a prompt whose loss never moves. After this lesson you know the
 # three settings that decide, have seen them fail, and can read what a trained prompt has become.**
 #
 # You will be able to
 #
-# - choose a learning rate for a prompt, and say why it is a hundred times larger than for weights,
+# - choose a learning rate for a prompt, and say why it must be so much larger than for weights,
 # - start a prompt from the names of the classes,
 # - look at a trained prompt through the tokens nearest to it, without believing too much of what you see.
 #
@@ -31,7 +31,7 @@ from minipeft.course.figures import curves, heat_maps
 from minipeft.course.notebooks import folder
 from minipeft.course.real import real_gpt2
 from minipeft.tasks import TASKS, collate
-from minipeft.tune import encoder_for
+from minipeft.tune import LEARNING_RATES, encoder_for
 
 model = GPT2.from_pretrained("nano")
 tokenizer, embeddings = model.tokenizer, model.wte.weight.detach()
@@ -77,24 +77,26 @@ curves(
 
 # %% [markdown]
 # No mystery. Adam moves every number by about the learning rate at each step, whatever the gradient's size. In 600
-# steps of `1e-4` a number goes 0.06 far at most. A random prompt's numbers lie between -0.5 and 0.5; it would have to
-# go many times as far to become anything else. The weights of a whole model need not go far, since there are millions
-# of them. Twenty vectors must.
+# steps of `1e-4` a number can move by about 0.06 at the very most, and half of that if the rate falls on the way. But
+# the numbers of a prompt that works, the one of lesson seven, are ten times that in size: it must travel far from
+# wherever it began. The weights of a whole model need not go far, since there are millions of them. Twenty vectors
+# must.
 
 # %%
+learned = load(folder() / "prompts" / "movie", model).attachment.prompt_embeddings.detach()
 start = torch.rand(20, model.config.n_embd, generator=torch.Generator().manual_seed(0)) - 0.5
-print(f"reach: {600 * 1e-4:.2f}; numbers of the prompt: {start.min():.2f} to {start.max():.2f}")
+print(f"reach: {600 * 1e-4:.2f}; the numbers of a prompt that works: {learned.std():.2f} in size")
 print(
     f"lengths: a random vector {start.norm(dim=1).mean():.1f}, a token's {embeddings.norm(dim=1).median():.1f}"
 )
 assert round(600 * 1e-4, 2) == 0.06
-assert -0.5 <= start.min() < -0.49 < 0.49 < start.max() <= 0.5
+assert learned.std() > 10 * 600 * 1e-4
 assert start.norm(dim=1).mean() > 3 * embeddings.norm(dim=1).median()
 
 # %% [markdown]
-# The last line shows a second trouble: random vectors are more than 3 times as long as those of the tokens. The model
-# has never seen anything like them. Better starts are vectors it knows: those of some common tokens, or those of the
-# words that we want to hear.
+# The last line shows that random vectors are like nothing that the model has seen: more than 3 times as long as those
+# of the tokens. That is a reason to try other starts: the vectors of some common tokens, or of the words that we want
+# to hear. Whether it helps, the figure below will tell.
 #
 # ## Exercise a: starting from the labels
 #
@@ -155,13 +157,16 @@ heat_maps(
 )
 assert all((cells[:, 0] - 50.4).abs().max() < 0.05 for cells in grid.values())
 assert all(3 < cells - grid[20][0, 3] < 5 for cells in grid[20][1:, 3])
+assert LEARNING_RATES["soft_prompt"] == 0.01
 assert all(grid[1][0, 3] > cells for cells in grid[1][1:, 3])
 assert grid[20][:, 3].max() == max(float(cells.max()) for cells in grid.values())
 
 # %% [markdown]
 # The left column answers the guess: with `1e-4` every prompt, however long and whatever it began with, gets 50.4
-# percent, which is what always giving the same answer gets. A start from words is worth 3 to 5 points where there are
-# 20 vectors; a single vector does better from random numbers, perhaps because one word is so strong a hint.
+# percent, which is what you get by always giving the same answer. The default of `minipeft tune` is 0.01, from an
+# earlier sweep; 0.1 is no worse, and the difference is within the noise. A start from words is worth 3 to 5 points
+# where there are 20 vectors; a single vector does better from random numbers, perhaps because one word is so strong a
+# hint.
 #
 # ## What has it become?
 #
@@ -193,7 +198,7 @@ check(
 # ## A common wrong answer
 #
 # The plain product, without the lengths. Long vectors then win everywhere, and the longest are those of tokens that the
-# model has hardly ever seen, or sees all the time:
+# model has hardly ever seen:
 
 
 # %%
@@ -202,12 +207,13 @@ def by_product(prompt, embeddings, n):
 
 
 check("08b", by_product)
+longest = embeddings.norm(dim=1).topk(5).indices.tolist()
+print("the longest:", [tokenizer.decode([token]) for token in longest])
 
 # %% [markdown]
 # Here is the prompt of lesson seven. It began as " bad", " good" and eighteen common tokens:
 
 # %%
-learned = load(folder() / "prompts" / "movie", model).attachment.prompt_embeddings.detach()
 began = attach(model, SoftPrompt(length=20, init="labels", labels=("bad", "good")), seed=0)
 began = began.attachment.prompt_embeddings.detach()
 cosines = F.normalize(learned, dim=1) @ F.normalize(embeddings, dim=1).T  # [P, V]
@@ -223,14 +229,14 @@ lengths = learned.norm(dim=1)
 print(
     f"its vectors are {lengths.mean() / embeddings.norm(dim=1).median():.0f} times as long as a token's"
 )
-assert lengths.min() > 3 * embeddings.norm(dim=1).median()
-assert cosines.max(dim=1).values.median() < 0.5
+assert lengths.min() > 6 * embeddings.norm(dim=1).median()
+assert cosines.max() < 0.4
 
 # %% [markdown]
-# So it reads like nothing. Its vectors are more than 3 times as long as those of tokens, and half of them have no token
-# within a cosine of 0.5. A prompt is found by a gradient, and the gradient never asked for something that people can
-# read. In large models the nearest tokens often do look like the task; even there, typing those tokens does not work
-# like the prompt does.
+# So it reads like nothing. Its vectors are more than 6 times as long as those of tokens, and no token comes nearer to
+# any of them than a cosine of 0.4. A prompt is found by a gradient, and the gradient never asked for something that
+# people can read. In section seven of their paper Lester et al. find nearest tokens of a large model that do look like
+# the task; that they explain what the prompt does is another claim.
 #
 # ## In the package
 #

@@ -46,7 +46,8 @@ tokenizer, c = model.tokenizer, model.config
 # ## A cache that came from somewhere else
 #
 # In lesson five the model read a beginning, kept its keys and values, and went on from there. Let it read a few words,
-# then take the keys and values out of the cache and hand them over by themselves. No word, no vector goes in any more:
+# then take the keys and values out of the cache and hand them over by themselves. The first words themselves no longer
+# go in:
 
 # %%
 words = tokenizer.encode("This is a very good film.")
@@ -79,7 +80,7 @@ block_with_prefix(
 # %% [markdown]
 # $$\text{head} = \text{softmax}\!\left(\frac{q\,[P_k;\,k]^\top}{\sqrt{D_h}}\right) [P_v;\,v]$$
 #
-# It is not like adding something to the model: the softmax shares out its 1 among more keys, so that even a prefix of
+# A prefix is not simply added: the softmax weights must still sum to 1, now over more keys, so that even a prefix of
 # nothing but zeros changes the result.
 
 # %%
@@ -96,8 +97,8 @@ assert (with_zeros - plain).abs().max() > 1
 # %% [markdown]
 # ## Exercise a: attention with a prefix
 #
-# *Difficulty 2 of 3, ten minutes.* Every row of the batch gets the same prefix. Each token sees the whole prefix, and
-# of the text what is not later than itself. `lower_right_mask(T, S)[0, 0]` is the mask of lesson two.
+# *Difficulty 2 of 3, ten minutes.* Every row of the batch gets the same prefix. Each token sees the whole prefix and,
+# of the text, itself and everything before it. `lower_right_mask(queries, keys)[0, 0]` is the mask of lesson two.
 
 
 # %% tags=["exercise"]
@@ -139,13 +140,13 @@ check("09a", upper_left)
 # %% [markdown]
 # ## Where the numbers come from
 #
-# Trained directly, the keys and values of many blocks are a rough thing to train. Li and Liang let a small network make
+# Training the keys and values of all blocks directly is unstable, Li and Liang report. They let a small network make
 # all of them from one little table $E$, a row for each vector of the prefix:
 #
 # $$[P_k, P_v \text{ of every block}] = W_2 \tanh(W_1 E + b_1) + b_2$$
 #
-# Everyone shares $W_1$ and $W_2$, so one step moves all blocks together. After training only the result is kept: the
-# network is *folded away*, and what is left is $2 \cdot L \cdot D$ numbers for each vector.
+# All blocks are made from the same hidden layer, so that one step there moves all of them together. After training only
+# the result is kept: the network is *folded away*, and what is left is $2 \cdot L \cdot D$ numbers for each vector.
 
 # %%
 mlp = PrefixMLP(length=20, width=768, hidden=512, layers=12)  # for GPT-2 small
@@ -330,31 +331,33 @@ memories = {
 memories["ten tokens of text"] = FixedMemory(cache.keys, cache.values)
 assert {memory.length for memory in memories.values()} == {10}
 
-masses = {
-    name: mass_on(memory, "It is a story of a man who goes home after the war.")
-    for name, memory in memories.items()
-}
+sentence = "It is a story of a man who goes home after the war."
+masses = {name: mass_on(memory, sentence) for name, memory in memories.items()}
 heat_maps(
     list(masses.values()),
     [f"{name}: {float(mass.mean()):.0%} in all" for name, mass in masses.items()],
-    "A learned prefix gets a little more attention than text would, and a few heads nearly all of it",
+    "In all a learned prefix gets hardly more attention than text would; a few heads give it nearly all",
     [f"block {layer}" for layer in range(c.n_layer)],
     None,
     "",
     "head",
     numbers=True,
 )
+T = len(tokenizer.encode(sentence))
+even = 100 * sum(10 / (10 + t) for t in range(1, T + 1)) / T
+print(f"if every key were heard alike, the ten would get {even:.0f} %")
+assert round(even) == 60
 means = {name: round(100 * float(mass.mean())) for name, mass in masses.items()}
 assert (means["ten tokens of text"], means["positive"]) == (44, 54)
-assert masses["ten tokens of text"].max() < 0.75
+assert masses["ten tokens of text"].max() < 0.73
 assert masses["positive"][3, 0] > 0.95
 assert masses["shakespeare"][4, 4] > 0.95
 
 # %% [markdown]
-# Do not be impressed by the 54 percent: text in the same place gets 44, because it stands in front of everything. What
-# is learned shows in single heads. Head 0 of block 3 gives more than 0.95 of its attention to `positive`, and head 4 of
-# block 4 as much to `shakespeare`; nothing in the text gets more than 0.75 from any head. Such a head reads the prefix
-# and little else, so what it passes on is nearly the same at every token: a constant push.
+# Do not be impressed by the 54 percent. Text in the same place gets 44, and if every key were heard alike the ten would
+# get 60. What is learned shows in single heads: head 0 of block 3 gives more than 0.95 of its attention to `positive`,
+# and head 4 of block 4 as much to `shakespeare`, while no head gives ten tokens of text more than 0.73. Such a head
+# reads the prefix and little else, so what it passes on points mostly the same way, whatever the token.
 #
 # ## In the package
 #

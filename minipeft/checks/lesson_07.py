@@ -117,9 +117,11 @@ def _by_transformers(model: GPT2, prompt: Tensor, tokens: Tensor, labels: Tensor
     """Their model reads ours from files, and vectors instead of tokens."""
     try:
         from transformers import GPT2LMHeadModel
+        from transformers.utils import logging
     except ImportError:
         raise ImportError("this check compares with transformers; install it: pip install transformers") from None
 
+    logging.disable_progress_bar()  # a model of a few kilobytes needs none
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         theirs = GPT2LMHeadModel.from_pretrained(folder).eval()
