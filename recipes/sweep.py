@@ -45,7 +45,7 @@ SOFT_PROMPT: tuple[dict[str, Any], ...] = tuple(
 
 EQUAL_NUMBERS: tuple[dict[str, Any], ...] = tuple(
     run
-    for lr in (0.1, 0.03, 0.01)
+    for lr in (0.1, 0.03)
     for length in (2, 1, 4)
     for run in (
         {"method": "prefix", "length": length, "reparam": None, "init": "vocab", "lr": lr},

@@ -214,7 +214,7 @@ def lines_with_errors(lines: dict[str, dict[int, float]], error: float, title: s
         axes.errorbar(
             beside, heights, yerr=2 * error, color=colour, marker=marker, linewidth=2, capsize=4, elinewidth=1
         )
-        axes.annotate(name, (beside[-1], heights[-1]), (12, 0), textcoords="offset points", color=colour, va="center")
+        axes.annotate(name, (beside[-1], heights[-1]), (22, 0), textcoords="offset points", color=colour, va="center")
     ticks = sorted({place for values in lines.values() for place in values})
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
