@@ -135,6 +135,9 @@ def upper_left(q, k, v, prefix_k, prefix_v):
     return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
+assert (
+    lower_right_mask(8, 10 + 8)[0, 0, 0].sum() == 11
+)  # the first token: ten of the prefix, and itself
 check("09a", upper_left)
 
 # %% [markdown]
