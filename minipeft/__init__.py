@@ -3,16 +3,33 @@
 from minipeft.files import CheckpointError
 from minipeft.generate import Sampling, generate
 from minipeft.gpt2 import GPT2, GPT2Config
-from minipeft.methods import FullFinetuning, HardPrompt, Prefix, SoftPrompt
+from minipeft.methods import (
+    IA3,
+    BitFit,
+    BottleneckAdapter,
+    FullFinetuning,
+    HardPrompt,
+    LlamaAdapter,
+    LoRA,
+    Prefix,
+    PTuning,
+    SoftPrompt,
+)
 from minipeft.tokenizer import Tokenizer
 from minipeft.tuned import Tuned, attach, load
 
 __all__ = [
     "GPT2",
+    "IA3",
+    "BitFit",
+    "BottleneckAdapter",
     "CheckpointError",
     "FullFinetuning",
     "GPT2Config",
     "HardPrompt",
+    "LlamaAdapter",
+    "LoRA",
+    "PTuning",
     "Prefix",
     "Sampling",
     "SoftPrompt",

@@ -20,8 +20,20 @@ from minipeft.tuned import Tuned, attach
 
 REPORT_FILE = "report.json"
 
-LEARNING_RATES: Mapping[str, float] = {"soft_prompt": 0.01, "prefix": 0.03, "prefix_mlp": 1e-3, "full": 3e-4}
-"""The best of each method's sweep on movie sentiment with the nano model: see `docs/sweep.md`."""
+LEARNING_RATES: Mapping[str, float] = {
+    "soft_prompt": 0.01,
+    "p_tuning": 1e-3,
+    "prefix": 0.03,
+    "prefix_mlp": 1e-3,
+    "lora": 3e-3,
+    "ia3": 0.03,
+    "adapter": 1e-3,
+    "llama_adapter": 0.01,
+    "bitfit": 3e-3,
+    "full": 3e-4,
+}
+"""Soft prompt, prefix and full: the best of their sweeps on movie sentiment with the nano model (`docs/sweep.md`).
+The others: the middle of the range that `recipes/sweep.py --grid weights` is to try; not swept yet."""
 
 
 @dataclass(frozen=True)

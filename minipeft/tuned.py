@@ -1,6 +1,7 @@
 """A model with a method attached: forward, loss, generate, save and load, and the base back unharmed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from minipeft.files import (
 from minipeft.generate import Prompts, Sampling, generate
 from minipeft.gpt2 import GPT2
 from minipeft.methods import BY_PEFT_TYPE, Attachment, HardPrompt, Method, Prefix
-from minipeft.methods.base import shared_peft_config
+from minipeft.methods.base import Doors, shared_peft_config
 from minipeft.methods.prefix import keys_and_values
+from minipeft.methods.weights import copied
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 SHIPPED_ADAPTERS = Path(__file__).parent / "assets" / "prompts"
@@ -74,6 +76,7 @@ class Tuned(nn.Module):
         _freeze(base, self)
         # Not registered as submodules: the state of a tuned model is its attachment.
         self._models = (base, runs)
+        self._disabled = False
 
     @property
     def base(self) -> GPT2:
@@ -82,14 +85,27 @@ class Tuned(nn.Module):
 
     @property
     def model(self) -> GPT2:
-        """The model that runs: the base itself, except after full finetuning."""
-        return self._models[1]
+        """The model that runs: the base itself, unless the method changes weights; while disabled always the base."""
+        return self._models[0 if self._disabled else 1]
+
+    @contextmanager
+    def disabled(self) -> Iterator["Tuned"]:
+        """Within `with tuned.disabled():` everything is as if nothing were attached."""
+        before, self._disabled = self._disabled, True
+        try:
+            yield self
+        finally:
+            self._disabled = before
+
+    def doors(self) -> Doors:
+        """What goes into the model's doors now: nothing while disabled."""
+        return Doors() if self._disabled else self.attachment.doors()
 
     @property
     def room(self) -> int:
         """How many tokens fit: the model's positions without those that a prompt or prefix takes."""
         with torch.no_grad():
-            doors = self.attachment.doors()
+            doors = self.doors()
         prompt = 0 if doors.prompt is None else doors.prompt.shape[1]
         memory = 0 if doors.memory is None else doors.memory.length
         return self.base.config.n_positions - prompt - memory
@@ -98,14 +114,14 @@ class Tuned(nn.Module):
         self, tokens: Int[Tensor, "B T"], attention_mask: Int[Tensor, "B T"] | Bool[Tensor, "B T"] | None = None
     ) -> Float[Tensor, "B T V"]:
         """Logits of the token after each real token; none for prompt or prefix positions."""
-        doors = self.attachment.doors()
+        doors = self.doors()
         return self.model(tokens, attention_mask, prompt=doors.prompt, memory=doors.memory)
 
     def hidden(
         self, tokens: Int[Tensor, "B T"], attention_mask: Int[Tensor, "B T"] | Bool[Tensor, "B T"] | None = None
     ) -> Float[Tensor, "B T D"]:
         """The final hidden states of the real tokens: see `GPT2.hidden`."""
-        doors = self.attachment.doors()
+        doors = self.doors()
         return self.model.hidden(tokens, attention_mask, prompt=doors.prompt, memory=doors.memory)
 
     def loss(
@@ -115,7 +131,7 @@ class Tuned(nn.Module):
         attention_mask: Int[Tensor, "B T"] | Bool[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, ""]:
         """Mean cross-entropy of the labels that are not -100: see `GPT2.loss`."""
-        doors = self.attachment.doors()
+        doors = self.doors()
         return self.model.loss(tokens, labels, attention_mask, prompt=doors.prompt, memory=doors.memory)
 
     def generate(self, prompts: Prompts, max_new_tokens: int = 64, **sampling: Any) -> Prompts:
@@ -125,8 +141,8 @@ class Tuned(nn.Module):
     def generate_with(self, prompts: Prompts, settings: Sampling) -> Prompts:
         """Continue `prompts` as `settings` say."""
         with torch.no_grad():
-            doors = self.attachment.doors()
-        if isinstance(self.method, HardPrompt):
+            doors = self.doors()
+        if isinstance(self.method, HardPrompt) and not self._disabled:
             return _generate_around(self.model, self.method.around, prompts, settings)
         return generate(self.model, prompts, settings, prompt=doors.prompt, memory=doors.memory)
 
@@ -159,8 +175,19 @@ class Tuned(nn.Module):
 
     def train(self, mode: bool = True) -> "Tuned":
         """Training or evaluation mode, for the attachment and the model alike: dropout is on or off in both."""
-        self.model.train(mode)
+        self._models[1].train(mode)
         return super().train(mode)
+
+    def merge(self) -> GPT2:
+        """A plain GPT2 that does the same: what LoRA or IA3 learned is put into a copy of the weights.
+
+        Raises ValueError for methods that are no change of weights.
+        """
+        if type(self.attachment).merge_into is Attachment.merge_into:
+            raise ValueError(f"{self.method.name} cannot be merged: it is no change of the model's weights.")
+        merged = copied(self.base)
+        self.attachment.merge_into(merged)
+        return merged
 
     @torch.no_grad()
     def compile(self) -> "Tuned":  # type: ignore[override]

@@ -54,7 +54,21 @@ EQUAL_NUMBERS: tuple[dict[str, Any], ...] = tuple(
 )
 """Prefixes beside soft prompts of as many numbers, as lesson 09 shows them: nano has 6 layers, 2 * 6 = 12 vectors."""
 
-GRIDS = {"methods": METHODS, "soft_prompt": SOFT_PROMPT, "equal_numbers": EQUAL_NUMBERS}
+WEIGHTS: tuple[dict[str, Any], ...] = tuple(
+    {"method": method, "lr": rates[place]}
+    for place in (1, 0, 2)
+    for method, rates in {
+        "lora": (1e-3, 3e-3, 1e-2),
+        "adapter": (3e-4, 1e-3, 3e-3),
+        "bitfit": (1e-3, 3e-3, 1e-2),
+        "ia3": (1e-2, 3e-2, 0.1),
+        "llama_adapter": (3e-3, 1e-2, 3e-2),
+        "p_tuning": (3e-4, 1e-3, 3e-3),
+    }.items()
+)
+"""The methods that change weights, and P-tuning, each with its own defaults; the middle rate first."""
+
+GRIDS = {"weights": WEIGHTS, "methods": METHODS, "soft_prompt": SOFT_PROMPT, "equal_numbers": EQUAL_NUMBERS}
 
 
 def main() -> None:

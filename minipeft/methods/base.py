@@ -43,6 +43,10 @@ class Attachment(nn.Module):
         """Take over tensors that `adapter_shapes` has checked."""
         raise NotImplementedError
 
+    def merge_into(self, model: GPT2) -> None:
+        """Change the weights of `model`, a copy of the base, to what the method makes of them."""
+        raise NotImplementedError
+
 
 @runtime_checkable
 class Method(Protocol):
