@@ -463,7 +463,7 @@ def test_generate_takes_an_adapter(run: Run, inputs: Path) -> None:
     [
         ("soft_prompt", "--length 4", 4 * 32),
         ("soft_prompt", "--length 4 --init labels", 4 * 32),
-        ("prefix", "--length 3", 3 * 2 * 2 * 32),
+        ("prefix", "--length 3 --gradient-checkpointing", 3 * 2 * 2 * 32),
         ("prefix", "--length 3 --init 'text:the end'", 3 * 2 * 2 * 32),
         ("prefix", "--length 3 --reparam 8", 3 * 32 + 33 * 8 + 9 * 2 * 2 * 32),
         ("p_tuning", "--length 4 --set encoder=mlp", 4 * 32 + 3 * (32 * 32 + 32)),

@@ -200,3 +200,25 @@ def test_steps_smaller_than_bfloat16_can_hold_are_kept(kind: str) -> None:
         moved = parameter.detach() != before[name]
         lost_in_half = parameter.detach().bfloat16() == before[name].bfloat16()
         assert (moved & lost_in_half).any(), name
+
+
+@pytest.mark.parametrize("kind", TINY_METHODS)
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_checkpointing_computes_every_block_again_and_changes_no_gradient(kind: str, dropout: float) -> None:
+    """peft refuses this for prefixes, or ends in a size mismatch."""
+    gradients, calls = [], []
+    for on in (False, True):
+        tuned = mp.attach(random_model(dropout=dropout).use_checkpointing(on), TINY_METHODS[kind]).train()
+        shake(tuned.attachment, seed=3)
+        count = [0]
+        for block in tuned.model.h:
+            block.register_forward_pre_hook(lambda *_, count=count: count.__setitem__(0, count[0] + 1))
+        torch.manual_seed(0)
+        tuned.loss(*labelled_batch()).backward()
+        gradients.append([parameter.grad for parameter in tuned.trainable_parameters().values()])
+        calls.append(count[0])
+    last_alone = kind in ("LLaMA-Adapter of PEFT", "last block")  # below it there is no gradient to compute
+    assert calls == [2, 3 if last_alone else 4]
+    for plain, again in zip(*gradients, strict=True):
+        assert float(plain.abs().max()) > 0
+        assert torch.equal(plain, again)

@@ -55,6 +55,9 @@ def tune(
     eval_every: Annotated[int, typer.Option(help="Steps between evaluations on the dev split.")] = 100,
     patience: Annotated[int, typer.Option(help="Stop after this many evaluations without a better one; 0: never.")] = 0,
     dtype: Annotated[Dtype, typer.Option(help="Type of the frozen base.")] = Dtype.float32,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Less memory for a third more computing.")
+    ] = False,
     device: Device = "auto",
     seed: Seed = 0,
     truncate: Truncate = False,
@@ -79,7 +82,7 @@ def tune(
     chosen = _method(method, length, init, reparam, settings or [])
     what = choose_task(task, data, input_column, target, kind)
     check_out(out, resume, overwrite)
-    base = load_model(model, device, dtype.value)
+    base = load_model(model, device, dtype.value).use_checkpointing(gradient_checkpointing)
     config = TuneConfig(steps, batch_size, lr, eval_every=eval_every, patience=patience, seed=seed, truncate=truncate)
     try:
         tuned, result = run(base, chosen, what, config, out, resume=resume)

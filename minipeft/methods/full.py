@@ -74,4 +74,5 @@ def _fp32_copy(model: GPT2) -> GPT2:
     copied.load_state_dict(tensors, assign=True)
     for block, original in zip(copied.blocks, model.blocks, strict=True):
         block.attn.attend = original.attn.attend
+    copied.recompute = model.recompute
     return copied.train(model.training)
