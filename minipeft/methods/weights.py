@@ -20,7 +20,7 @@ def shadow(model: GPT2) -> GPT2:
     memo: dict[int, object] = {id(parameter): parameter for parameter in model.parameters()}
     frozen = model.__dict__.get("_frozen")  # who holds the base frozen is none of the shadow's business
     if frozen is not None:
-        memo[id(frozen)] = None
+        memo[id(frozen)] = ""
     twin = copy.deepcopy(model, memo)
     twin.__dict__.pop("_frozen", None)
     return twin
