@@ -187,8 +187,11 @@ class GPT2(nn.Module):
         x = F.dropout(x, self.config.dropout, self.training)
 
         mask = self._mask(real, memory, padded=attention_mask is not None)
+        # A cache must see each token once, so with one nothing is computed again.
+        again = self.recompute and self.training and torch.is_grad_enabled() and not isinstance(memory, KVCache)
         for layer, block in enumerate(self.h):
-            x = self._through(block, x, mask, memory, layer)
+            inputs = (x, mask, memory, layer)
+            x = checkpoint(block, *inputs, use_reentrant=False) if again else block(*inputs)
         if memory is not None:
             memory.advance(real)
         return self.ln_f(x[:, P:])
@@ -280,20 +283,6 @@ class GPT2(nn.Module):
         from minipeft.checkpoint import save_gpt2
 
         save_gpt2(self, folder)
-
-    def _through(
-        self,
-        block: nn.Module,
-        x: Float[Tensor, "B S D"],
-        mask: Bool[Tensor, "#B 1 S K"] | None,
-        memory: Memory | None,
-        layer: int,
-    ) -> Float[Tensor, "B S D"]:
-        """One block; a cache must see each token once, so with one nothing is computed again."""
-        again = self.recompute and self.training and torch.is_grad_enabled() and not isinstance(memory, KVCache)
-        if again:
-            return cast(Tensor, checkpoint(block, x, mask, memory, layer, use_reentrant=False))
-        return cast(Tensor, block(x, mask, memory, layer))
 
     def _check_room(self, memory: int, prompt: int, tokens: int) -> None:
         if tokens == 0:

@@ -185,7 +185,7 @@ class Tuned(nn.Module):
         """
         if type(self.attachment).merge_into is Attachment.merge_into:
             raise ValueError(f"{self.method.name} cannot be merged: it is no change of the model's weights.")
-        merged = copied(self.base)
+        merged = copied(self.base).eval()
         self.attachment.merge_into(merged)
         return merged
 

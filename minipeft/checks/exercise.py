@@ -35,6 +35,15 @@ def require(right: Any, mistake: str) -> None:
         raise Mistake(mistake)
 
 
+def transformers() -> Any:
+    """The library that some answers are compared with. Raises ImportError with the command that brings it."""
+    try:
+        import transformers
+    except ImportError:
+        raise ImportError("this check compares with transformers; install it: pip install transformers") from None
+    return transformers
+
+
 def failure(exercise: Exercise, answer: Callable[..., Any]) -> str | None:
     """What is wrong with an answer, in a sentence; None if it is right. Nothing that the answer does escapes."""
     try:

@@ -5,13 +5,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from minipeft.checks.exercise import Exercise, require
+from minipeft.checks.exercise import Exercise, require, transformers
 from minipeft.gpt2 import GPT2, GPT2Config
+from minipeft.methods.weights import LINEAR
 
 Tensors = dict[str, Tensor]
 
 CONFIG = GPT2Config(n_layer=2, n_head=2, n_embd=8, n_positions=16, vocab_size=24)
-LINEAR = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 
 
 def judge(from_public: Callable[[Tensors], Tensors]) -> None:
@@ -35,16 +35,11 @@ def judge(from_public: Callable[[Tensors], Tensors]) -> None:
 
 def _reference() -> tuple[Tensors, Tensor, Tensor]:
     """A small model of `transformers`, with numbers large enough to matter: its tensors, and logits for some tokens."""
-    try:
-        from transformers import GPT2Config as TheirConfig
-        from transformers import GPT2LMHeadModel
-    except ImportError:
-        raise ImportError("this check compares with transformers; install it: pip install transformers") from None
-
-    config = TheirConfig(bos_token_id=None, eos_token_id=None)
+    library = transformers()
+    config = library.GPT2Config(bos_token_id=None, eos_token_id=None)
     for name in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size"):
         setattr(config, name, getattr(CONFIG, name))
-    theirs = GPT2LMHeadModel(config).eval()
+    theirs = library.GPT2LMHeadModel(config).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in theirs.parameters():

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minipeft.checks.exercise import Exercise, require
-
-NOT_SCORED = -100
+from minipeft.gpt2 import NOT_SCORED
 
 
 def judge(label_loss: Callable[[Tensor, Tensor], Tensor]) -> None:

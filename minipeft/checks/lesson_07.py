@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minipeft.checks.exercise import Exercise, require
+from minipeft.checks.exercise import Exercise, require, transformers
 from minipeft.gpt2 import GPT2, NOT_SCORED, GPT2Config
 
 P, B, T = 4, 2, 6
@@ -115,16 +115,11 @@ def _loss(model: GPT2, x: Tensor, labels: Tensor) -> float:
 
 def _by_transformers(model: GPT2, prompt: Tensor, tokens: Tensor, labels: Tensor) -> float:
     """Their model reads ours from files, and vectors instead of tokens."""
-    try:
-        from transformers import GPT2LMHeadModel
-        from transformers.utils import logging
-    except ImportError:
-        raise ImportError("this check compares with transformers; install it: pip install transformers") from None
-
-    logging.disable_progress_bar()  # a model of a few kilobytes needs none
+    library = transformers()
+    library.utils.logging.disable_progress_bar()  # a model of a few kilobytes needs none
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        theirs = GPT2LMHeadModel.from_pretrained(folder).eval()
+        theirs = library.GPT2LMHeadModel.from_pretrained(folder).eval()
     theirs.loss_type = "ForCausalLM"  # what it is anyway; unsaid, it warns
     x = torch.cat([prompt.expand(B, -1, -1), theirs.transformer.wte(tokens)], dim=1)
     targets = torch.cat([torch.full((B, P), NOT_SCORED), labels], dim=1)

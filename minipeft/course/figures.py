@@ -1,9 +1,12 @@
 """The figures of the lessons: colour-blind safe, the finding in the title, readable at notebook width."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minipeft.plots import BLUE, GREEN, GREY, ORANGE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 PURPLE, SKY, RED, YELLOW = "#CC79A7", "#56B4E9", "#D55E00", "#F0E442"
 PIECES = (SKY, ORANGE, GREEN, YELLOW, PURPLE, RED)
@@ -87,11 +90,8 @@ def curves(x: Any, lines: dict[str, Any], title: str, x_name: str, y_name: str) 
         axes.plot(x, y, color=colour, linewidth=2)
         axes.annotate(name, (float(x[-1]), float(y[-1])), (6, 0), textcoords="offset points", color=colour, va="center")
     axes.axhline(0, color=GREY, linewidth=0.8)
-    axes.set_xlabel(x_name, fontsize=10)
     axes.set_ylabel(y_name, fontsize=10)
-    axes.set_title(title, loc="left", fontsize=12)
-    axes.spines[["top", "right"]].set_visible(False)
-    pyplot.show()
+    _show(axes, title, x_name)
 
 
 def stacked_bars(rows: dict[str, dict[str, float]], title: str, x_name: str) -> None:
@@ -106,11 +106,8 @@ def stacked_bars(rows: dict[str, dict[str, float]], title: str, x_name: str) -> 
         for (row, start), size in zip(starts.items(), sizes, strict=True):
             starts[row] = start + size
     axes.invert_yaxis()
-    axes.set_xlabel(x_name, fontsize=10)
-    axes.set_title(title, loc="left", fontsize=12)
     axes.legend(frameon=False, fontsize=9, loc="upper right")
-    axes.spines[["top", "right"]].set_visible(False)
-    pyplot.show()
+    _show(axes, title, x_name)
 
 
 def maps(
@@ -150,10 +147,7 @@ def bars(rows: dict[str, float], title: str, x_name: str, number: str = "{:g}", 
         axes.annotate(number.format(value), (value, place), (5, 0), textcoords="offset points", va="center")
     axes.invert_yaxis()
     axes.margins(x=0.12)
-    axes.set_xlabel(x_name, fontsize=10)
-    axes.set_title(title, loc="left", fontsize=12)
-    axes.spines[["top", "right"]].set_visible(False)
-    pyplot.show()
+    _show(axes, title, x_name)
 
 
 def bar_columns(columns: dict[str, Sequence[float]], labels: Sequence[str], title: str, x_name: str) -> None:
@@ -218,8 +212,15 @@ def lines_with_errors(lines: dict[str, dict[int, float]], error: float, title: s
     ticks = sorted({place for values in lines.values() for place in values})
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel(x_name, fontsize=10)
     axes.set_ylabel(y_name, fontsize=10)
+    _show(axes, title, x_name)
+
+
+def _show(axes: "Axes", title: str, x_name: str) -> None:
+    """The title, the name of what goes to the right, no frame above and beside; then the picture."""
+    from matplotlib import pyplot
+
+    axes.set_xlabel(x_name, fontsize=10)
     axes.set_title(title, loc="left", fontsize=12)
     axes.spines[["top", "right"]].set_visible(False)
     pyplot.show()

@@ -1,5 +1,7 @@
 """What every method is: a configuration that a person writes, and the trainable part it attaches to one model."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -39,9 +41,13 @@ class Attachment(nn.Module):
         """Names and shapes that `load_adapter_tensors` needs."""
         return {name: tuple(tensor.shape) for name, tensor in self.adapter_tensors().items()}
 
+    @torch.no_grad()
     def load_adapter_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Take over tensors that `adapter_shapes` has checked."""
-        raise NotImplementedError
+        """Take over tensors that `adapter_shapes` has checked: into the parameters that `adapter_tensors` gives."""
+        own = {parameter.untyped_storage().data_ptr() for parameter in self.parameters()}
+        for name, tensor in self.adapter_tensors().items():
+            assert tensor.untyped_storage().data_ptr() in own, f"{name} is computed, so nothing can be loaded into it"
+            tensor.copy_(tensors[name])
 
     def merge_into(self, model: GPT2) -> None:
         """Change the weights of `model`, a copy of the base, to what the method makes of them."""
@@ -103,9 +109,7 @@ def read_prompt_length(config: dict[str, Any], model: GPT2, path: Path) -> int:
 
     Raises CheckpointError that names the file and the mismatch.
     """
-    length = config.get("num_virtual_tokens")
-    if not isinstance(length, int) or isinstance(length, bool) or length < 1:
-        raise CheckpointError(f"{path}: num_virtual_tokens is {length!r}; it must be a whole number of at least 1.")
+    length = read_count(config, "num_virtual_tokens", path)
     for key, needed in prompt_learning_config(model, length).items():
         found = config.get(key)
         if found is not None and found != needed:
@@ -115,10 +119,38 @@ def read_prompt_length(config: dict[str, Any], model: GPT2, path: Path) -> int:
     return length
 
 
+def read_count(config: dict[str, Any], key: str, path: Path) -> int:
+    """A whole number of at least 1 from a file. Raises CheckpointError that names the file."""
+    try:
+        return check_count(key, config.get(key))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def check_count(name: str, value: object) -> int:
+    """`value`, if it is a whole number of at least 1. Raises ValueError otherwise."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+    return value
+
+
+def check_dropout(dropout: float) -> None:
+    """Raise ValueError unless it is a share that can be dropped."""
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}.")
+
+
+@contextmanager
+def seeded_by(generator: torch.Generator) -> Iterator[None]:
+    """PyTorch's layers start from its global seed: one drawn from `generator`, and afterwards as it was before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
+        yield
+
+
 def check_length(length: int, model: GPT2) -> None:
     """Raise ValueError unless `length` positions leave room for text."""
-    if not isinstance(length, int) or length < 1:
-        raise ValueError(f"length is {length!r}; it must be a whole number of at least 1.")
+    check_count("length", length)
     if length >= model.config.n_positions:
         raise ValueError(
             f"length {length} leaves no room for text: this model has {model.config.n_positions} positions in all."

@@ -78,11 +78,6 @@ class Biases(Attachment):
         return {f"{key.replace('_in_', '.')}.bias": bias for key, bias in self.biases.items()}
 
     @torch.no_grad()
-    def load_adapter_tensors(self, tensors: dict[str, Tensor]) -> None:
-        for name, bias in self.adapter_tensors().items():
-            bias.copy_(tensors[name])
-
-    @torch.no_grad()
     def merge_into(self, model: GPT2) -> None:
         for name, bias in self.adapter_tensors().items():
             model.get_parameter(name).copy_(bias)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from minipeft.attention import Memory
 from minipeft.files import CheckpointError
 from minipeft.gpt2 import GPT2, Block
-from minipeft.methods.base import Attachment
+from minipeft.methods.base import Attachment, check_count
 from minipeft.methods.weights import linear, replace, shadow
 
 FORMS = ("houlsby", "lin")
@@ -41,8 +41,7 @@ class BottleneckAdapter:
     peft_type: ClassVar[str] = "BOTTLENECK_ADAPTER"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.width, int) or isinstance(self.width, bool) or self.width < 1:
-            raise ValueError(f"width is {self.width!r}; it must be a whole number of at least 1.")
+        check_count("width", self.width)
         if self.form not in FORMS:
             raise ValueError(f"form is {self.form!r}; it can be {' or '.join(map(repr, FORMS))}.")
 
@@ -151,11 +150,6 @@ class Adapters(Attachment):
             stem = name if isinstance(self.parts[key], OwnNorm) else f"{name}.adapter"
             tensors |= {f"{stem}.{own}": parameter for own, parameter in self.parts[key].named_parameters()}
         return tensors
-
-    @torch.no_grad()
-    def load_adapter_tensors(self, tensors: dict[str, Tensor]) -> None:
-        for name, parameter in self.adapter_tensors().items():
-            parameter.copy_(tensors[name])
 
 
 def _near_zero(rows: int, columns: int, generator: torch.Generator) -> Float[Tensor, "rows columns"]:

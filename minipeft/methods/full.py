@@ -14,6 +14,7 @@ from torch import Tensor
 from minipeft.files import CheckpointError
 from minipeft.gpt2 import GPT2
 from minipeft.methods.base import Attachment
+from minipeft.methods.weights import copied
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class FullFinetuning:
         """See `Method.attach_to`: the model to run is an fp32 copy."""
         if self.top_layers is not None and not 1 <= self.top_layers <= model.config.n_layer:
             raise ValueError(f"top_layers is {self.top_layers}; this model has blocks 1 to {model.config.n_layer}.")
-        trained = _fp32_copy(model).requires_grad_(self.top_layers is None)
+        trained = copied(model, torch.float32).requires_grad_(self.top_layers is None)
         if self.top_layers is not None:
             trained.ln_f.requires_grad_()
             for block in trained.blocks[-self.top_layers :]:
@@ -58,21 +59,3 @@ class TrainedCopy(Attachment):
 
     def adapter_tensors(self) -> dict[str, Tensor]:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-
-    @torch.no_grad()
-    def load_adapter_tensors(self, tensors: dict[str, Tensor]) -> None:
-        for name, parameter in self.adapter_tensors().items():
-            parameter.copy_(tensors[name])
-
-
-def _fp32_copy(model: GPT2) -> GPT2:
-    """The same model in fp32, sharing no tensor with it."""
-    with torch.device("meta"):
-        copied = GPT2(model.config)
-    # Row by row in memory, however the base lies there: optimizer moments that are read from a file must lie likewise.
-    tensors = {name: torch.empty(t.shape).to(t.device).copy_(t) for name, t in model.state_dict().items()}
-    copied.load_state_dict(tensors, assign=True)
-    for block, original in zip(copied.blocks, model.blocks, strict=True):
-        block.attn.attend = original.attn.attend
-    copied.recompute = model.recompute
-    return copied.train(model.training)

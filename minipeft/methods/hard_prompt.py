@@ -55,6 +55,3 @@ class Words(Attachment):
 
     def adapter_tensors(self) -> dict[str, Tensor]:
         return {}
-
-    def load_adapter_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Nothing."""

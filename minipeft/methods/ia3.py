@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from minipeft.files import CheckpointError
 from minipeft.gpt2 import GPT2
 from minipeft.methods.base import Attachment
-from minipeft.methods.weights import LINEAR, PEFT_NAME, chosen, linear, modules_named, replace, shadow, shortened
+from minipeft.methods.weights import LINEAR, chosen, linear, modules_named, peft_name, replace, shadow, shortened
 
 
 @dataclass(frozen=True)
@@ -105,16 +105,9 @@ class Factors(Attachment):
     def adapter_tensors(self) -> dict[str, Tensor]:
         tensors = {}
         for (layer, name), scaled in self._scaled.items():
-            factors = (
-                scaled.factors[None, :] if scaled.on_input else scaled.factors[:, None]
-            )  # PEFT's [1, I] and [O, 1]
-            tensors[f"{PEFT_NAME.format(layer=layer, name=name)}.ia3_l"] = factors
+            factors = scaled.factors[None, :] if scaled.on_input else scaled.factors[:, None]  # [1, I] or [O, 1]
+            tensors[f"{peft_name(layer, name)}.ia3_l"] = factors
         return tensors
-
-    @torch.no_grad()
-    def load_adapter_tensors(self, tensors: dict[str, Tensor]) -> None:
-        for (layer, name), scaled in self._scaled.items():
-            scaled.factors.copy_(tensors[f"{PEFT_NAME.format(layer=layer, name=name)}.ia3_l"].flatten())
 
     @torch.no_grad()
     def merge_into(self, model: GPT2) -> None:

@@ -17,10 +17,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from minipeft.attention import Memory
-from minipeft.files import CheckpointError
 from minipeft.gpt2 import GPT2, CausalSelfAttention
-from minipeft.methods.base import Attachment
-from minipeft.methods.weights import shadow
+from minipeft.methods.base import Attachment, check_count, read_count
+from minipeft.methods.weights import peft_name, shadow
 
 FORMS = ("paper", "peft")
 
@@ -40,8 +39,7 @@ class LlamaAdapter:
     peft_type: ClassVar[str] = "ADAPTION_PROMPT"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.length, int) or isinstance(self.length, bool) or self.length < 1:
-            raise ValueError(f"length is {self.length!r}; it must be a whole number of at least 1.")
+        check_count("length", self.length)
         if self.form not in FORMS:
             raise ValueError(f"form is {self.form!r}; it can be {' or '.join(map(repr, FORMS))}.")
 
@@ -70,7 +68,7 @@ class LlamaAdapter:
     @classmethod
     def from_peft_config(cls, config: dict[str, Any], model: GPT2, path: Path) -> "LlamaAdapter":
         """See `Method.from_peft_config`."""
-        length, layers = (_count(config, key, path) for key in ("adapter_len", "adapter_layers"))
+        length, layers = (read_count(config, key, path) for key in ("adapter_len", "adapter_layers"))
         form = "paper" if config.get("peft_type") == "LLAMA_ADAPTER" else "peft"
         return cls(length, None if layers == model.config.n_layer else layers, form)
 
@@ -86,14 +84,6 @@ class GatedAttention(nn.Module):
         width = frozen.c_attn.in_features
         self.prompt = nn.Parameter(torch.randn(length, width, generator=generator))
         self.gate = nn.Parameter(torch.zeros(gates))
-
-    @property
-    def c_attn(self) -> nn.Module:
-        return self.frozen.c_attn
-
-    @property
-    def c_proj(self) -> nn.Module:
-        return self.frozen.c_proj
 
     def forward(
         self, x: Float[Tensor, "B T D"], mask: Bool[Tensor, "#B 1 T S"] | None, memory: Memory | None, layer: int
@@ -129,21 +119,7 @@ class GatedPrompts(Attachment):
     def adapter_tensors(self) -> dict[str, Tensor]:
         tensors = {}
         for layer in self.prompts:
-            stem = f"base_model.model.transformer.h.{layer}.attn"
+            stem = peft_name(int(layer), "attn")
             tensors[f"{stem}.adaption_prompt"] = self.prompts[layer][None]
             tensors[f"{stem}.adaption_gate"] = self.gates[layer]
         return tensors
-
-    @torch.no_grad()
-    def load_adapter_tensors(self, tensors: dict[str, Tensor]) -> None:
-        for layer in self.prompts:
-            stem = f"base_model.model.transformer.h.{layer}.attn"
-            self.prompts[layer].copy_(tensors[f"{stem}.adaption_prompt"][0])
-            self.gates[layer].copy_(tensors[f"{stem}.adaption_gate"])
-
-
-def _count(config: dict[str, Any], key: str, path: Path) -> int:
-    value = config.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise CheckpointError(f"{path}: {key} is {value!r}; it must be a whole number of at least 1.")
-    return value

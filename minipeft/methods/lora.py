@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from minipeft.files import CheckpointError
 from minipeft.gpt2 import GPT2
-from minipeft.methods.base import Attachment
-from minipeft.methods.weights import LINEAR, PEFT_NAME, chosen, linear, modules_named, replace, shadow, shortened
+from minipeft.methods.base import Attachment, check_count, check_dropout
+from minipeft.methods.weights import LINEAR, chosen, linear, modules_named, peft_name, replace, shadow, shortened
 
 THIRDS = ("attn.q", "attn.k", "attn.v")
 """Parts of the output of attn.c_attn that may have a low-rank matrix of their own."""
@@ -60,10 +60,8 @@ class LoRA:
 
     def __post_init__(self) -> None:
         for rank, _ in ((self.rank, self.alpha), *self.special.values()):
-            if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-                raise ValueError(f"rank is {rank!r}; it must be a whole number of at least 1.")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}.")
+            check_count("rank", rank)
+        check_dropout(self.dropout)
         if not self.targets:
             raise ValueError(f"targets is empty; name some of {', '.join((*LINEAR, *THIRDS))}.")
 
@@ -178,15 +176,12 @@ class BesideLinear(nn.Module):
         named = {name: cast(LowRank, matrix) for name, matrix in self.matrices.items()}
         if "all" in named:
             return named["all"].A, named["all"].B, named["all"].scale
-        parts = [(place, named[name]) for place, name in enumerate("qkv") if name in named]
-        A = torch.cat([matrix.A for _, matrix in parts])
-        rows = [torch.zeros_like(named[next(iter(named))].B).repeat(1, len(parts)) for _ in "qkv"]  # [O / 3, all ranks]
-        start = 0
-        for place, matrix in parts:
-            rank = matrix.A.shape[0]
-            rows[place] = F.pad(matrix.B, (start, A.shape[0] - start - rank))
-            start += rank
-        return A, torch.cat(rows), parts[0][1].scale
+        there = [name for name in "qkv" if name in named]
+        A = torch.cat([named[name].A for name in there])  # [n r, I]; every third has the same rank and scale
+        B = A.new_zeros(3, self.frozen.out_features // 3, len(there), A.shape[0] // len(there))
+        for place, name in enumerate(there):
+            B["qkv".index(name), :, place] = named[name].B
+        return A, B.flatten(2).flatten(0, 1), named[there[0]].scale
 
 
 class LowRankMatrices(Attachment):
@@ -206,16 +201,9 @@ class LowRankMatrices(Attachment):
         tensors: dict[str, Tensor] = {}
         for (layer, name), beside in self._beside.items():
             A, B, _ = beside.whole()
-            stem = PEFT_NAME.format(layer=layer, name=name)
+            stem = peft_name(layer, name)
             tensors |= {f"{stem}.lora_A.weight": A, f"{stem}.lora_B.weight": B}
         return tensors
-
-    @torch.no_grad()
-    def load_adapter_tensors(self, tensors: dict[str, Tensor]) -> None:
-        for (layer, name), beside in self._beside.items():
-            stem, matrix = PEFT_NAME.format(layer=layer, name=name), cast(LowRank, beside.matrices["all"])
-            matrix.A.copy_(tensors[f"{stem}.lora_A.weight"])
-            matrix.B.copy_(tensors[f"{stem}.lora_B.weight"])
 
     @torch.no_grad()
     def merge_into(self, model: GPT2) -> None:

@@ -16,7 +16,15 @@ from torch import Tensor, nn
 
 from minipeft.files import CheckpointError
 from minipeft.gpt2 import GPT2
-from minipeft.methods.base import Attachment, Doors, check_length, prompt_learning_config, read_prompt_length
+from minipeft.methods.base import (
+    Attachment,
+    Doors,
+    check_dropout,
+    check_length,
+    prompt_learning_config,
+    read_prompt_length,
+    seeded_by,
+)
 
 ENCODERS = ("lstm", "mlp", None)
 
@@ -41,14 +49,12 @@ class PTuning:
             raise ValueError(f'encoder is {self.encoder!r}; it can be "lstm", "mlp", or None for the vectors alone.')
         if self.hidden is not None and self.hidden < 1:
             raise ValueError(f"hidden is {self.hidden}; it must be at least 1.")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}.")
+        check_dropout(self.dropout)
 
     def attach_to(self, model: GPT2, generator: torch.Generator) -> tuple[GPT2, "EncodedPrompt"]:
         """See `Method.attach_to`."""
         check_length(self.length, model)
-        with torch.random.fork_rng(devices=[]):  # the layers' own initialisation knows only the global seed
-            torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
+        with seeded_by(generator):
             return model, EncodedPrompt(
                 self.length, model.config.n_embd, self._hidden(model), self.encoder, self.dropout
             )
@@ -101,11 +107,6 @@ class EncodedPrompt(Attachment):
 
     def adapter_tensors(self) -> dict[str, Tensor]:
         return {"prompt_embeddings": self._prompt()}
-
-    @torch.no_grad()
-    def load_adapter_tensors(self, tensors: dict[str, Tensor]) -> None:
-        assert self.head is None
-        self.embedding.weight.copy_(tensors["prompt_embeddings"])
 
     def _prompt(self) -> Float[Tensor, "P D"]:
         x = self.embedding.weight

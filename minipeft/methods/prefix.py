@@ -27,6 +27,7 @@ from minipeft.methods.base import (
     check_length,
     prompt_learning_config,
     read_prompt_length,
+    seeded_by,
     starting_tokens,
 )
 
@@ -60,8 +61,7 @@ class Prefix:
         check_length(self.length, model)
         c = model.config
         if self.reparam is not None:
-            with torch.random.fork_rng(devices=[]):  # nn.Linear's own initialisation knows only the global seed
-                torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
+            with seeded_by(generator):
                 return model, LearnedPrefix(
                     c.n_layer, c.n_head, PrefixMLP(self.length, c.n_embd, self.reparam, c.n_layer)
                 )
@@ -130,11 +130,6 @@ class LearnedPrefix(Attachment):
 
     def adapter_tensors(self) -> dict[str, Tensor]:
         return {"prompt_embeddings": self.encoder()}
-
-    @torch.no_grad()
-    def load_adapter_tensors(self, tensors: dict[str, Tensor]) -> None:
-        assert isinstance(self.encoder, PrefixTable)
-        self.encoder.prompt_embeddings.copy_(tensors["prompt_embeddings"])
 
 
 @torch.no_grad()

@@ -85,10 +85,6 @@ class LearnedPrompt(Attachment):
     def adapter_tensors(self) -> dict[str, Tensor]:
         return {"prompt_embeddings": self.prompt_embeddings}
 
-    @torch.no_grad()
-    def load_adapter_tensors(self, tensors: dict[str, Tensor]) -> None:
-        self.prompt_embeddings.copy_(tensors["prompt_embeddings"])
-
 
 def _embeddings(model: GPT2, ids: list[int]) -> Float[Tensor, "N D"]:
     return model.wte.weight.detach()[torch.tensor(ids, device=model.device)].float().cpu()

@@ -4,14 +4,13 @@ import copy
 import re
 from collections.abc import Iterable
 
+import torch
 from torch import nn
 
 from minipeft.gpt2 import GPT2
 
 LINEAR = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 """The linear layers of a block, by their GPT-2 names."""
-PEFT_NAME = "base_model.model.transformer.h.{layer}.{name}"
-"""What PEFT calls such a layer in its files."""
 _ONE = re.compile(r"h\.(\d+)\.(.+)")
 
 
@@ -26,14 +25,16 @@ def shadow(model: GPT2) -> GPT2:
     return twin
 
 
-def copied(model: GPT2) -> GPT2:
-    """The same model with weights of its own, none of them frozen, in evaluation mode."""
+def copied(model: GPT2, dtype: torch.dtype | None = None) -> GPT2:
+    """The same model with weights of its own, none of them frozen; `dtype` None keeps the base's."""
     twin = shadow(model)
     for module in twin.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                module._parameters[name] = nn.Parameter(parameter.detach().clone())
-    return twin.eval()
+                # Row by row, however the base lies in memory: optimizer moments read from a file must lie likewise.
+                own = torch.empty(parameter.shape, dtype=dtype or parameter.dtype, device=parameter.device)
+                module._parameters[name] = nn.Parameter(own.copy_(parameter.detach()))
+    return twin
 
 
 def chosen(model: GPT2, targets: Iterable[str], names: Iterable[str] = LINEAR) -> list[tuple[int, str]]:
@@ -53,6 +54,11 @@ def chosen(model: GPT2, targets: Iterable[str], names: Iterable[str] = LINEAR) -
             )
         found += [(layer, name) for layer in layers]
     return sorted(set(found))
+
+
+def peft_name(layer: int, name: str) -> str:
+    """What PEFT calls a module of a block in its files."""
+    return f"base_model.model.transformer.h.{layer}.{name}"
 
 
 def linear(model: GPT2, layer: int, name: str) -> nn.Linear:

@@ -15,22 +15,12 @@ from transformers import GPT2LMHeadModel
 
 import minipeft as mp
 from tests.models import farthest, random_tokens, shake, twins
+from tests.parity import test_peft
+from tests.parity.test_peft import EXACT, SHAPES, P
 from tests.tuning import labelled_batch
 
-pytestmark = [  # what peft says to transformers about itself
-    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning"),
-    pytest.mark.filterwarnings("ignore:for MLP, the argument .encoder_num_layers. is ignored:UserWarning"),
-]
+pytestmark = [*test_peft.pytestmark, pytest.mark.filterwarnings("ignore:for MLP, the argument:UserWarning")]
 
-P = 4
-EXACT = 1e-5  # fp32 sums in another order, on logits of about 1
-SHAPES = [
-    {},
-    {"n_layer": 1, "n_head": 4, "n_embd": 16, "vocab_size": 100},
-    {"n_layer": 3, "n_head": 3, "n_embd": 24, "n_positions": 20},
-    {"n_layer": 4, "n_head": 1, "n_embd": 8, "layer_norm_epsilon": 1e-3},
-]
 TASK: dict[str, Any] = {"task_type": "CAUSAL_LM"}
 LORA: dict[str, Any] = {**TASK, "fan_in_fan_out": True}
 KINDS: dict[str, peft.PeftConfig] = {
