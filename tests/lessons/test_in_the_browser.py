@@ -23,6 +23,8 @@ from minipeft.course.notebooks import for_learners, read_lessons, solved, tags, 
 ROOT = Path(__file__).parents[2]
 SCREENSHOTS = ROOT / "build" / "screenshots"
 SECONDS = 120
+NOT_RUN = ("", "[ ]:", "[*]:")
+"""What stands before a cell that has not run to its end; JupyterLab may draw a cell anew, so it is looked up again."""
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
 
@@ -105,23 +107,36 @@ class Notebook:
 
     def run_all(self) -> None:
         """The menu: Run, Run All Cells. Then wait until nothing is left to run."""
-        self._click("//div[contains(@class, 'lm-MenuBar-itemLabel') and text()='Run']")
-        self._click("//div[contains(@class, 'lm-Menu-itemLabel') and text()='Run All Cells']")
-        last = self.cells()[-1]
-        _until(lambda: self._prompt(last) not in ("[ ]:", "[*]:", ""), "the last cell was not run")
+        _until(self._began_to_run_all, "Run All Cells runs nothing")
+        _until(lambda: self._prompt(self.cells()[-1]) not in NOT_RUN, "the last cell was not run")
+
+    def _began_to_run_all(self) -> bool:
+        """What is asked while JupyterLab still connects to the kernel is lost, so one looks, and asks again."""
+        from selenium.common.exceptions import ElementClickInterceptedException
+        from selenium.webdriver import ActionChains, Keys
+
+        try:
+            self._click("//div[contains(@class, 'lm-MenuBar-itemLabel') and text()='Run']")
+            self._click("//div[contains(@class, 'lm-Menu-itemLabel') and text()='Run All Cells']")
+        except ElementClickInterceptedException:  # a menu that is still open from before
+            ActionChains(self.browser).send_keys(Keys.ESCAPE).perform()
+            return False
+        time.sleep(2)
+        return self._prompt(self.cells()[0]) != "[ ]:"
 
     def cells(self) -> list[Any]:
         """The code cells."""
         return self.browser.find_elements("css selector", ".jp-CodeCell")
 
     def cell(self, text: str) -> Any:
-        """The code cell that holds this text."""
+        """The code cell that holds this text, as it is drawn now."""
         return next(cell for cell in self.cells() if text in self._source(cell))
 
-    def paste(self, cell: Any, text: str) -> None:
-        """Replace what stands in a cell, as by Ctrl-A and Ctrl-V."""
+    def paste(self, where: str, text: str) -> None:
+        """Replace all that stands in the cell that holds `where`, as by Ctrl-A and Ctrl-V."""
         from selenium.webdriver import ActionChains, Keys
 
+        cell = self.cell(where)
         editor = cell.find_element("css selector", ".cm-content")
         self._into_view(cell)
         editor.click()
@@ -134,28 +149,29 @@ class Notebook:
             text,
         )
 
-    def run(self, cell: Any) -> None:
-        """Click into a cell, press Shift and Enter, wait until it has run."""
+    def run(self, where: str) -> None:
+        """Click into the cell that holds `where`, press Shift and Enter, wait until it has run."""
         from selenium.webdriver import ActionChains, Keys
 
+        cell = self.cell(where)
         before = self._prompt(cell)
         self._into_view(cell)
         cell.find_element("css selector", ".cm-content").click()
         ActionChains(self.browser).key_down(Keys.SHIFT).send_keys(Keys.ENTER).key_up(Keys.SHIFT).perform()
-        _until(lambda: self._prompt(cell) not in (before, "[*]:"), "the cell was not run")
+        _until(lambda: self._prompt(self.cell(where)) not in (before, *NOT_RUN), "the cell was not run")
 
-    def output(self, cell: Any) -> str:
-        """The text below a cell."""
-        return str(cell.find_element("css selector", ".jp-OutputArea").text)
+    def output(self, where: str) -> str:
+        """The text below the cell that holds `where`."""
+        return str(self.cell(where).find_element("css selector", ".jp-OutputArea").text)
 
-    def colour(self, cell: Any) -> str:
-        """The colour of the first line below a cell, as the browser shows it: "rgba(red, green, blue, 1)"."""
-        line = cell.find_element("css selector", ".jp-OutputArea div[style*='color']")
+    def colour(self, where: str) -> str:
+        """The colour of the first line below that cell, as the browser shows it: "rgba(red, green, blue, 1)"."""
+        line = self.cell(where).find_element("css selector", ".jp-OutputArea div[style*='color']")
         return str(line.value_of_css_property("color"))
 
-    def screenshot(self, cell: Any, name: str) -> None:
-        """Leave a picture of the window with this cell in its middle."""
-        self._into_view(cell)
+    def screenshot(self, where: str, name: str) -> None:
+        """Leave a picture of the window with that cell in its middle."""
+        self._into_view(self.cell(where))
         time.sleep(0.5)
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
         assert self.browser.save_screenshot(str(SCREENSHOTS / f"{name}.png"))
@@ -184,14 +200,13 @@ def test_the_check_is_red_on_the_stub_and_green_once_the_solution_is_pasted(lab:
     (solution,) = (cell.source for cell in solved(lesson).cells if "exercise" in tags(cell))
     notebook = Notebook(browser, lab, lesson.name)
     notebook.run_all()
-    check = notebook.cell('check("02", causal_mask)')
+    check = 'check("02", causal_mask)'
     assert "✘ Exercise 02: causal_mask is still empty" in notebook.output(check)
     assert notebook.colour(check) == "rgba(178, 24, 43, 1)"
     notebook.screenshot(check, "lesson_02_stub")
 
-    exercise = notebook.cell("def causal_mask")
-    notebook.paste(exercise, solution)
-    notebook.run(exercise)
+    notebook.paste("def causal_mask", solution)
+    notebook.run("def causal_mask")
     notebook.run(check)
     assert notebook.output(check) == "✔ Exercise 02: right."
     assert notebook.colour(check) == "rgba(27, 120, 55, 1)"
@@ -204,15 +219,16 @@ def test_a_control_can_be_moved(lab: str, browser: Any) -> None:
 
     notebook = Notebook(browser, lab, "05_writing_text")
     notebook.run_all()
-    cell = notebook.cell("explore(")
-    _until(lambda: "Once upon a time" in notebook.output(cell), "the control shows no text")
-    before = notebook.output(cell)
+    control = "explore("
+    _until(lambda: "Once upon a time" in notebook.output(control), "the control shows no text")
+    before = notebook.output(control)
     assert "temperature" in before
+    cell = notebook.cell(control)
     notebook._into_view(cell)
     ActionChains(browser).click(cell.find_element("css selector", ".noUi-handle")).send_keys(Keys.HOME).perform()
-    _until(lambda: notebook.output(cell) not in ("", before), "moving the control changed nothing")
-    _until(lambda: "Once upon a time" in notebook.output(cell), "the control shows no text any more")
-    notebook.screenshot(cell, "lesson_05_control")
+    _until(lambda: notebook.output(control) not in ("", before), "moving the control changed nothing")
+    _until(lambda: "Once upon a time" in notebook.output(control), "the control shows no text any more")
+    notebook.screenshot(control, "lesson_05_control")
 
 
 def _until(holds: Callable[[], Any], otherwise: str, log: Path | None = None) -> None:
