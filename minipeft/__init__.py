@@ -14,6 +14,7 @@ from minipeft.methods import (
     Prefix,
     PTuning,
     SoftPrompt,
+    Stack,
 )
 from minipeft.tokenizer import Tokenizer
 from minipeft.tuned import Tuned, attach, load
@@ -33,6 +34,7 @@ __all__ = [
     "Prefix",
     "Sampling",
     "SoftPrompt",
+    "Stack",
     "Tokenizer",
     "Tuned",
     "attach",

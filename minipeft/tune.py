@@ -11,7 +11,7 @@ from minipeft.batches import BucketedBatches
 from minipeft.evaluate import evaluate
 from minipeft.files import fingerprint, write_json
 from minipeft.gpt2 import GPT2
-from minipeft.methods import HardPrompt, Method
+from minipeft.methods import HardPrompt, Method, SoftPrompt, Stack
 from minipeft.seeds import check_seed
 from minipeft.tasks import Encoder, Task, collate
 from minipeft.train import train
@@ -56,7 +56,12 @@ class TuneConfig:
 
 
 def default_lr(method: Method) -> float:
-    """The learning rate that a sweep found for this method. Raises ValueError if it has nothing to train."""
+    """The learning rate that a sweep found for this method; of a stack, the lowest of its methods' rates.
+
+    Raises ValueError if it has nothing to train.
+    """
+    if isinstance(method, Stack):
+        return min(map(default_lr, method.methods))
     key = "prefix_mlp" if getattr(method, "reparam", None) else method.name
     if key not in LEARNING_RATES:
         raise ValueError(f"{method.name} has nothing to train; use it with eval or generate.")
@@ -78,8 +83,7 @@ def tune(
     """
     usual_lr = default_lr(method)
     lr = usual_lr if config.lr is None else config.lr
-    if getattr(method, "init", None) == "labels" and not getattr(method, "labels", None):
-        method = replace(method, labels=tuple(task.word(label).strip() for label in task.labels))
+    method = _with_labels(method, task)
     tuned = attach(model, method, seed=config.seed).train()
     encoder = encoder_for(tuned, task, config.truncate)
     rows = [encoder.encode(example) for example in task.splits["train"]]
@@ -118,7 +122,7 @@ def tune(
         resume=resume,
         setting={
             "method": method.name,
-            **asdict(method),
+            **_settings(method),
             "task": task.name,
             "model": fingerprint(*model.parameters()),
             "data": fingerprint(*(row.ids for row in rows)),
@@ -130,9 +134,25 @@ def tune(
     return tuned, result
 
 
+def _with_labels(method: Method, task: Task) -> Method:
+    """A soft prompt that starts from the labels, and has none, gets the task's."""
+    if isinstance(method, Stack):
+        return Stack(tuple(_with_labels(part, task) for part in method.methods))
+    if isinstance(method, SoftPrompt) and method.init == "labels" and not method.labels:
+        return replace(method, labels=tuple(task.word(label).strip() for label in task.labels))
+    return method
+
+
+def _settings(method: Method) -> dict[str, Any]:
+    """A method's settings, of a stack those of each of its methods with its name."""
+    if isinstance(method, Stack):
+        return {"methods": [{"name": part.name, **_settings(part)} for part in method.methods]}
+    return asdict(method)
+
+
 def _report(tuned: Tuned, task: Task, settings: TrainConfig, result: TrainResult) -> dict[str, Any]:
     return {
-        "method": {"name": tuned.method.name, **asdict(tuned.method)},
+        "method": {"name": tuned.method.name, **_settings(tuned.method)},
         "task": task.name,
         "trainable": tuned.num_trainable(),
         "kept": tuned.num_kept(),

@@ -23,7 +23,7 @@ from minipeft.files import (
 )
 from minipeft.generate import Prompts, Sampling, generate
 from minipeft.gpt2 import GPT2
-from minipeft.methods import BY_PEFT_TYPE, Attachment, HardPrompt, Method, Prefix
+from minipeft.methods import Attachment, HardPrompt, Method, Prefix, Stack, method_of
 from minipeft.methods.base import Doors, shared_peft_config
 from minipeft.methods.prefix import keys_and_values
 from minipeft.methods.weights import copied
@@ -32,11 +32,16 @@ CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 SHIPPED_ADAPTERS = Path(__file__).parent / "assets" / "prompts"
 
 
-def attach(model: GPT2, method: Method, seed: int = 0) -> "Tuned":
+def attach(model: "GPT2 | Tuned", method: Method, seed: int = 0) -> "Tuned":
     """Freeze `model` and attach `method` to it; `seed` draws the method's starting values.
 
-    Raises ValueError if the method's settings do not fit the model.
+    Raises ValueError if the method's settings do not fit the model, or something is attached to it already.
     """
+    if isinstance(model, Tuned):
+        raise ValueError(
+            f"{model.method.name} is attached to this model already; to attach several methods, write "
+            "mp.attach(model, mp.Stack((one, other))), or merge() the first and attach to what comes of it."
+        )
     runs, attachment = method.attach_to(model, torch.Generator().manual_seed(seed))
     return Tuned(model, method, runs, attachment.to(model.device))
 
@@ -48,16 +53,11 @@ def load(folder: str | Path, model: GPT2) -> "Tuned":
     """
     config_path, weights_path = Path(folder) / CONFIG_FILE, Path(folder) / WEIGHTS_FILE
     config = read_json(config_path)
-    kind = config.get("peft_type")
-    if not isinstance(kind, str) or kind not in BY_PEFT_TYPE:
-        raise CheckpointError(
-            f"{config_path}: peft_type is {kind!r}; minipeft reads {', '.join(sorted(BY_PEFT_TYPE))}."
-        )
+    method = method_of(config, model, config_path)
     try:
-        method = BY_PEFT_TYPE[kind].from_peft_config(config, model, config_path)
         runs, attachment = method.attach_to(model, torch.Generator())
     except ValueError as error:
-        raise error if isinstance(error, CheckpointError) else CheckpointError(f"{config_path}: {error}") from None
+        raise CheckpointError(f"{config_path}: {error}") from None
     tensors, _ = read_tensors(weights_path)
     shapes = attachment.adapter_shapes()
     check_keys(weights_path, set(tensors), set(shapes))
@@ -183,10 +183,11 @@ class Tuned(nn.Module):
 
         Raises ValueError for methods that are no change of weights.
         """
-        if type(self.attachment).merge_into is Attachment.merge_into:
-            raise ValueError(f"{self.method.name} cannot be merged: it is no change of the model's weights.")
         merged = copied(self.base).eval()
-        self.attachment.merge_into(merged)
+        try:
+            self.attachment.merge_into(merged)
+        except ValueError as error:
+            raise ValueError(f"{self.method.name} cannot be merged: {error}.") from None
         return merged
 
     @torch.no_grad()
@@ -196,6 +197,10 @@ class Tuned(nn.Module):
         Exact, since in a causal model neither depends on the text behind it. Raises ValueError for other methods.
         """
         doors = self.attachment.doors()
+        if isinstance(self.method, Stack):
+            raise ValueError(
+                "a stack cannot be one prefix; compile the prompt of a model that the rest was merged into."
+            )
         if doors.memory is not None:
             flat = self.attachment.adapter_tensors()["prompt_embeddings"]
         elif doors.prompt is not None:

@@ -213,6 +213,14 @@ TUNE_MISTAKES = {
 OTHER_MISTAKES = {
     "unknown method": ("tune adapters --task movie --out {out}", "there is no method 'adapters'; there are"),
     "nothing to train": (TUNE.replace("soft_prompt", "hard_prompt").replace("--length 4", ""), "nothing to train"),
+    "a length for two": (
+        TUNE.replace("soft_prompt", "soft_prompt+prefix"),
+        "--length: soft_prompt and prefix both have it; write --set soft_prompt.length=VALUE or --set prefix.length=",
+    ),
+    "two at one place": (
+        TUNE.replace("soft_prompt", "lora+ia3").replace("--length 4", ""),
+        "lora and ia3 cannot be stacked: both want h.0.attn.c_attn.",
+    ),
     "unknown task": (f"{TUNE_NOTHING} --task films", "there is no task 'films'; there are movie, product"),
     "neither data nor task": (TUNE_NOTHING, "say what to learn: --task NAME (that ships) or --data FILE (your own)."),
     "no target column": (f"{TUNE_NOTHING} --data {{inputs}}/reviews.tsv", "say which column of"),
@@ -474,21 +482,22 @@ def test_generate_takes_an_adapter(run: Run, inputs: Path) -> None:
         ("llama_adapter", "--length 3 --set top_layers=1", 3 * 32 + 2),
         ("llama_adapter", "--length 3 --set top_layers=none", 2 * (3 * 32 + 2)),
         ("bitfit", "", 11 * 2 * 32 + 32),
+        ("lora+soft_prompt", "--set lora.rank=2 --length 3 --init labels", 2 * 2 * (32 + 96) + 3 * 32),
         ("full", "--lr 1e-3 --dtype bfloat16", 12 * 2 * 32**2 + 13 * 2 * 32 + (512 + 64) * 32 + 2 * 32),
     ],
 )
 def test_a_tuned_method_can_be_measured_inspected_and_used(
     method: str, options: str, trained: int, run: Run, inputs: Path
 ) -> None:
-    start = TUNE.replace("soft_prompt", method).replace("--length 4", "")
+    start, name = TUNE.replace("soft_prompt", method).replace("--length 4", ""), "stack" if "+" in method else method
     tuned = assert_done(run(start, options))
     assert tuned.out.startswith(f"{trained:,} trained numbers, best at step 5 of 5, dev score ")
     assert set(tuned.files()) == {CONFIG_FILE, WEIGHTS_FILE, STATE_FILE, METRICS_FILE, "report.json"}
     report = read_json(tuned.folder / "report.json")
-    assert (report["method"]["name"], report["trainable"], report["steps"]) == (method, trained, 5)
+    assert (report["method"]["name"], report["trainable"], report["steps"]) == (name, trained, 5)
 
     dtype = torch.bfloat16 if "bfloat16" in options else torch.float32
-    assert load(tuned.folder, GPT2.from_pretrained(inputs / "model", dtype=dtype)).method.name == method
+    assert load(tuned.folder, GPT2.from_pretrained(inputs / "model", dtype=dtype)).method.name == name
     measured = assert_done(run(EVAL, "--adapter {out} --split dev")).out
     assert f"{report['dev_accuracy']:.1%} ±" in measured
     if dtype is torch.float32:  # eval reads the base in fp32

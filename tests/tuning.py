@@ -1,4 +1,4 @@
-"""The three ways at tiny size, and what is done with each of them."""
+"""Every method at tiny size, and what is done with each of them."""
 
 import torch
 from torch import Tensor
@@ -23,6 +23,12 @@ TINY_METHODS: dict[str, Method] = {
     "BitFit": mp.BitFit(),
     "full": mp.FullFinetuning(),
     "last block": mp.FullFinetuning(top_layers=1),
+    "soft prompt on a LoRA": mp.Stack(
+        (mp.LoRA(rank=2, targets=("mlp.c_proj",)), mp.SoftPrompt(length=4, init="random"))
+    ),
+    "LoRA, IA3 and adapters": mp.Stack(
+        (mp.LoRA(rank=2), mp.IA3(targets=(), feedforward=("mlp.c_proj",)), mp.BottleneckAdapter(width=4, form="lin"))
+    ),
 }
 PROMPTS_AND_PREFIXES = ["soft prompt", "prefix", "prefix by MLP"]
 

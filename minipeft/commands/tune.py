@@ -34,7 +34,11 @@ if TYPE_CHECKING:
 
 def tune(
     method: Annotated[
-        str, typer.Argument(help="soft_prompt, p_tuning, prefix, lora, ia3, adapter, llama_adapter, bitfit or full.")
+        str,
+        typer.Argument(
+            help="soft_prompt, p_tuning, prefix, lora, ia3, adapter, llama_adapter, bitfit or full; "
+            "or several with a + between."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="The folder for the adapter.")],
     task: TaskName = None,
@@ -47,7 +51,10 @@ def tune(
     init: Annotated[str | None, typer.Option(help='random, vocab, "text:…" or, for a soft prompt, labels.')] = None,
     reparam: Annotated[int, typer.Option(help="Width of the MLP that makes a prefix while training; 0: none.")] = 0,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Another setting of the method, such as rank=4; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--set", help="Another setting of the method, such as rank=4 (of several, lora.rank=4); repeatable."
+        ),
     ] = None,
     steps: Annotated[int, typer.Option(help="Training steps.")] = 600,
     lr: Annotated[float | None, typer.Option(help="Learning rate; default: the best of the method's sweep.")] = None,
@@ -75,11 +82,13 @@ def tune(
     `minipeft tune prefix --data poems.txt --out runs/poems`
 
     `minipeft tune lora --task movie --set rank=4 --set targets=attn.q,attn.v --out runs/lora`
+
+    `minipeft tune lora+soft_prompt --task movie --set lora.rank=4 --length 10 --out runs/both`
     """
     from minipeft.tune import TuneConfig
     from minipeft.tune import tune as run
 
-    chosen = _method(method, length, init, reparam, settings or [])
+    chosen = _methods(method, {"length": length, "init": init, "reparam": reparam or None}, settings or [])
     what = choose_task(task, data, input_column, target, kind)
     check_out(out, resume, overwrite)
     base = load_model(model, device, dtype.value).use_checkpointing(gradient_checkpointing)
@@ -95,27 +104,43 @@ def tune(
     )
 
 
-def _method(name: str, length: int | None, init: str | None, reparam: int, settings: list[str]) -> "Method":
-    """The method with the options that were given; an option that it does not have is an error."""
-    from minipeft.methods import METHODS
+def _methods(names: str, given: dict[str, Any], settings: list[str]) -> "Method":
+    """One method, or a stack of those that a + joins, with the options that were given.
 
-    if name not in METHODS:
-        raise ValueError(f"there is no method {name!r}; there are {', '.join(METHODS)}.")
-    given: dict[str, Any] = {"length": length, "init": init, "reparam": reparam or None}
-    declared = {field.name: str(field.type) for field in fields(METHODS[name])}
-    unknown = [f"--{option}" for option, value in given.items() if value is not None and option not in declared]
-    if unknown:
-        raise ValueError(f"{name} has no {' or '.join(unknown)}.")
-    options = {option: value for option, value in given.items() if value is not None}
-    if name == "prefix":
-        options.setdefault("reparam", None)
+    Raises ValueError for an option that none of them has, or more than one.
+    """
+    from minipeft.methods import METHODS, Stack
+
+    each = names.split("+")
+    if wrong := [name for name in each if name not in METHODS]:
+        raise ValueError(f"there is no method {wrong[0]!r}; there are {', '.join(METHODS)}.")
+    declared = {name: {field.name: str(field.type) for field in fields(METHODS[name])} for name in each}
+    options: dict[str, dict[str, Any]] = {name: {"reparam": None} if name == "prefix" else {} for name in each}
+    for option, value in given.items():
+        if value is not None:
+            if not any(option in own for own in declared.values()):
+                raise ValueError(f"{names} has no --{option}.")
+            options[_owner(f"--{option}", option, declared)][option] = value
     for setting in settings:
         option, equals, value = setting.partition("=")
-        if not equals or option not in declared:
-            names = ", ".join(declared) or "none"
-            raise ValueError(f"--set {setting}: write NAME=VALUE; the names of {name} are {names}.")
-        options[option] = _value(setting, value, declared[option])
-    return METHODS[name](**options)
+        name, dot, own = option.rpartition(".")
+        among = {name: declared[name]} if dot and name in declared else declared
+        owner = _owner(f"--set {setting}", own if equals else "", among)
+        options[owner][own] = _value(setting, value, declared[owner][own])
+    made = tuple(METHODS[name](**options[name]) for name in each)
+    return made[0] if len(made) == 1 else Stack(made)
+
+
+def _owner(written: str, option: str, declared: dict[str, dict[str, str]]) -> str:
+    """The one method that declares an option."""
+    owners = [name for name, own in declared.items() if option in own]
+    if len(owners) == 1:
+        return owners[0]
+    if owners:
+        choices = " or ".join(f"--set {name}.{option}=VALUE" for name in owners)
+        raise ValueError(f"{written}: {' and '.join(owners)} both have it; write {choices}.")
+    names = ", ".join(f"the names of {name} are {', '.join(own) or 'none'}" for name, own in declared.items())
+    raise ValueError(f"{written}: write NAME=VALUE; {names}.")
 
 
 def _value(setting: str, text: str, kind: str) -> Any:

@@ -18,6 +18,9 @@ COMMON_TOKENS = 5000
 """GPT-2's merges stand in order of frequency, so its lowest ids are its most common tokens."""
 
 
+INPUT, MEMORY = "the input door", "the memory door"
+
+
 @dataclass(frozen=True)
 class Doors:
     """What a method sends through the input door and the memory door of a forward pass."""
@@ -50,8 +53,11 @@ class Attachment(nn.Module):
             tensor.copy_(tensors[name])
 
     def merge_into(self, model: GPT2) -> None:
-        """Change the weights of `model`, a copy of the base, to what the method makes of them."""
-        raise NotImplementedError
+        """Change the weights of `model`, a copy of the base, to what the method makes of them.
+
+        Raises ValueError if the method is no change of weights.
+        """
+        raise ValueError("it is no change of the model's weights")
 
 
 @runtime_checkable
@@ -69,6 +75,10 @@ class Method(Protocol):
 
         Raises ValueError if the settings do not fit the model.
         """
+        ...
+
+    def places(self, model: GPT2) -> set[str]:
+        """What it changes: the doors it uses (`INPUT`, `MEMORY`) and modules by name, such as "h.0.attn.c_attn"."""
         ...
 
     def peft_config(self, model: GPT2) -> dict[str, Any]:

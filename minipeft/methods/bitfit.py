@@ -38,6 +38,10 @@ class BitFit:
             found.add(name, own)
         return runs, found
 
+    def places(self, model: GPT2) -> set[str]:
+        """See `Method.places`."""
+        return {name for name, _ in _with_biases(model)}
+
     def peft_config(self, model: GPT2) -> dict[str, Any]:
         """See `Method.peft_config`; PEFT has no such adapter."""
         return {}

@@ -62,13 +62,20 @@ class BottleneckAdapter:
                     found.add(f"h.{layer}.{name}", adapter)
             else:
                 adapter = Bottleneck(D, self.width, gelu, generator, norm=True)
-                runs.h[layer] = AfterBlock(block, adapter)
+                runs.h[layer] = BlockThenAdapter(block, adapter)
                 found.add(f"h.{layer}", adapter)
         if self.norms:
             last = OwnNorm(runs.ln_f)
             setattr(runs, "ln_f", last)  # noqa: B010, one of another class in its place
             found.add("ln_f", last)
         return runs, found
+
+    def places(self, model: GPT2) -> set[str]:
+        """See `Method.places`."""
+        names = ["attn.c_proj", "mlp.c_proj"] if self.form == "houlsby" else ["adapter"]
+        names += ["ln_1", "ln_2"] if self.norms else []
+        places = {f"h.{layer}.{name}" for layer in range(model.config.n_layer) for name in names}
+        return places | ({"ln_f"} if self.norms else set())
 
     def peft_config(self, model: GPT2) -> dict[str, Any]:
         """See `Method.peft_config`; PEFT has no such adapter."""
@@ -103,18 +110,18 @@ class Bottleneck(nn.Module):
         return h + F.linear(x, self.W2.to(to), self.b2.to(to))
 
 
-class AfterBlock(nn.Module):
-    """A frozen block and an adapter behind it."""
+class BlockThenAdapter(Block):
+    """The parts of a frozen block, and an adapter behind it."""
 
     def __init__(self, block: Block, adapter: Bottleneck) -> None:
-        super().__init__()
-        self.block, self.adapter = block, adapter
+        nn.Module.__init__(self)  # the parts are there already
         self.ln_1, self.attn, self.ln_2, self.mlp = block.ln_1, block.attn, block.ln_2, block.mlp
+        self.adapter = adapter
 
     def forward(
         self, x: Float[Tensor, "B T D"], mask: Bool[Tensor, "#B 1 T S"] | None, memory: Memory | None, layer: int
     ) -> Float[Tensor, "B T D"]:
-        return self.adapter(self.block(x, mask, memory, layer))
+        return self.adapter(super().forward(x, mask, memory, layer))
 
 
 class OwnNorm(nn.Module):

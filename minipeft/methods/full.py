@@ -37,6 +37,12 @@ class FullFinetuning:
                 block.requires_grad_()
         return trained, TrainedCopy(trained)
 
+    def places(self, model: GPT2) -> set[str]:
+        """See `Method.places`."""
+        if self.top_layers is None:
+            return {name for name, _ in model.named_children()}
+        return {"ln_f", *(f"h.{layer}" for layer in range(model.config.n_layer)[-self.top_layers :])}
+
     def peft_config(self, model: GPT2) -> dict[str, Any]:
         """See `Method.peft_config`; PEFT has no such adapter."""
         return {"top_layers": self.top_layers}

@@ -38,6 +38,10 @@ class HardPrompt:
         """The text with the words around it."""
         return self.template.replace(SLOT, text)
 
+    def places(self, model: GPT2) -> set[str]:
+        """See `Method.places`."""
+        return set()
+
     def peft_config(self, model: GPT2) -> dict[str, Any]:
         """See `Method.peft_config`; PEFT knows no hard prompts."""
         return {"template": self.template}

@@ -50,6 +50,10 @@ class IA3:
             found.add(layer, name, scaled)
         return runs, found
 
+    def places(self, model: GPT2) -> set[str]:
+        """See `Method.places`."""
+        return {f"h.{layer}.{name}" for layer, name in chosen(model, (*self.targets, *self.feedforward))}
+
     def peft_config(self, model: GPT2) -> dict[str, Any]:
         """See `Method.peft_config`."""
         outputs, inputs = chosen(model, self.targets), chosen(model, self.feedforward)

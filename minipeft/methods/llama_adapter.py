@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -45,16 +46,17 @@ class LlamaAdapter:
 
     def attach_to(self, model: GPT2, generator: torch.Generator) -> tuple[GPT2, "GatedPrompts"]:
         """See `Method.attach_to`: the model to run shares every weight with the base."""
-        layers = model.config.n_layer
-        if self.top_layers is not None and not 1 <= self.top_layers <= layers:
-            raise ValueError(f"top_layers is {self.top_layers}; this model has blocks 1 to {layers}.")
         runs, found = shadow(model), GatedPrompts()
-        for layer in range(layers - (self.top_layers or layers), layers):
+        for layer in self._layers(model):
             gates = 1 if self.form == "peft" else model.config.n_head
             gated = GatedAttention(runs.blocks[layer].attn, self.length, gates, self.form == "peft", generator)
-            runs.blocks[layer].attn = gated  # type: ignore[assignment]
+            runs.blocks[layer].attn = gated
             found.add(layer, gated)
         return runs, found
+
+    def places(self, model: GPT2) -> set[str]:
+        """See `Method.places`."""
+        return {f"h.{layer}.attn" for layer in self._layers(model)}
 
     def peft_config(self, model: GPT2) -> dict[str, Any]:
         """See `Method.peft_config`. `form` is ours: PEFT does not know the paper's on GPT-2."""
@@ -72,15 +74,22 @@ class LlamaAdapter:
         form = "paper" if config.get("peft_type") == "LLAMA_ADAPTER" else "peft"
         return cls(length, None if layers == model.config.n_layer else layers, form)
 
+    def _layers(self, model: GPT2) -> range:
+        layers = model.config.n_layer
+        if self.top_layers is not None and not 1 <= self.top_layers <= layers:
+            raise ValueError(f"top_layers is {self.top_layers}; this model has blocks 1 to {layers}.")
+        return range(layers)[-(self.top_layers or layers) :]
 
-class GatedAttention(nn.Module):
-    """A frozen attention, and beside it the same queries asking learned vectors."""
+
+class GatedAttention(CausalSelfAttention):
+    """The parts of a frozen attention, and beside it the same queries asking learned vectors."""
 
     def __init__(
         self, frozen: CausalSelfAttention, length: int, gates: int, after: bool, generator: torch.Generator
     ) -> None:
-        super().__init__()
-        self.frozen, self.after = frozen, after
+        nn.Module.__init__(self)  # the parts are there already
+        self.n_head, self.dropout, self.attend = frozen.n_head, frozen.dropout, frozen.attend
+        self.c_attn, self.c_proj, self.after = frozen.c_attn, frozen.c_proj, after
         width = frozen.c_attn.in_features
         self.prompt = nn.Parameter(torch.randn(length, width, generator=generator))
         self.gate = nn.Parameter(torch.zeros(gates))
@@ -88,17 +97,14 @@ class GatedAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "B T D"], mask: Bool[Tensor, "#B 1 T S"] | None, memory: Memory | None, layer: int
     ) -> Float[Tensor, "B T D"]:
-        added = self._from_prompt(x)
-        if self.after:
-            return self.frozen(x, mask, memory, layer) + added
-        return self.frozen(x, mask, memory, layer) + nn.functional.linear(added, self.frozen.c_proj.weight)
+        from_text, added = super().forward(x, mask, memory, layer), self._from_prompt(x)
+        return from_text + (added if self.after else F.linear(added, self.c_proj.weight))
 
     def _from_prompt(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """gate · softmax(q K_pᵀ / √Dh) V_p, heads joined."""
-        heads = self.frozen.n_head
-        q = self.frozen.c_attn(x).chunk(3, dim=-1)[0]
-        _, k, v = self.frozen.c_attn(self.prompt.to(x.dtype)[None]).chunk(3, dim=-1)
-        q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))  # [B or 1, H, T or K, Dh]
+        q = self.c_attn(x).chunk(3, dim=-1)[0]
+        _, k, v = self.c_attn(self.prompt.to(x.dtype)[None]).chunk(3, dim=-1)
+        q, k, v = (self._split_heads(part) for part in (q, k, v))  # [B or 1, H, T or K, Dh]
         shares = (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).softmax(dim=-1, dtype=torch.float32)
         gate = self.gate if self.after else torch.tanh(self.gate)
         heads_out = (gate.view(-1, 1, 1) * shares).to(x.dtype) @ v  # [B, H, T, Dh]

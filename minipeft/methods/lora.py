@@ -78,6 +78,10 @@ class LoRA:
             found.add(layer, name, beside)
         return runs, found
 
+    def places(self, model: GPT2) -> set[str]:
+        """See `Method.places`."""
+        return {f"h.{layer}.{name}" for layer, name in self._where(model)}
+
     def peft_config(self, model: GPT2) -> dict[str, Any]:
         """See `Method.peft_config`. Thirds of c_attn are told as what they are together: one matrix of higher rank."""
         where = self._where(model)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from minipeft.files import CheckpointError
 from minipeft.gpt2 import GPT2
 from minipeft.methods.base import (
+    INPUT,
     Attachment,
     Doors,
     check_dropout,
@@ -58,6 +59,10 @@ class PTuning:
             return model, EncodedPrompt(
                 self.length, model.config.n_embd, self._hidden(model), self.encoder, self.dropout
             )
+
+    def places(self, model: GPT2) -> set[str]:
+        """See `Method.places`."""
+        return {INPUT}
 
     def peft_config(self, model: GPT2) -> dict[str, Any]:
         """See `Method.peft_config`."""

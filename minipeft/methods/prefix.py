@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from minipeft.attention import FixedMemory
 from minipeft.gpt2 import GPT2
 from minipeft.methods.base import (
+    MEMORY,
     Attachment,
     Doors,
     check_length,
@@ -70,6 +71,10 @@ class Prefix:
         else:
             start = keys_and_values(model, starting_tokens(self.init, self.length, model, generator))
         return model, LearnedPrefix(c.n_layer, c.n_head, PrefixTable(start))
+
+    def places(self, model: GPT2) -> set[str]:
+        """See `Method.places`."""
+        return {MEMORY}
 
     def peft_config(self, model: GPT2) -> dict[str, Any]:
         """See `Method.peft_config`."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from minipeft.gpt2 import GPT2
 from minipeft.methods.base import (
+    INPUT,
     Attachment,
     Doors,
     check_length,
@@ -47,6 +48,10 @@ class SoftPrompt:
         """See `Method.attach_to`."""
         check_length(self.length, model)
         return model, LearnedPrompt(self._start(model, generator))
+
+    def places(self, model: GPT2) -> set[str]:
+        """See `Method.places`."""
+        return {INPUT}
 
     def peft_config(self, model: GPT2) -> dict[str, Any]:
         """See `Method.peft_config`. The start of training does not matter to a trained prompt, so it is not told."""
