@@ -25,6 +25,7 @@ from minipeft.generate import Prompts, Sampling, generate
 from minipeft.gpt2 import GPT2
 from minipeft.methods import Attachment, HardPrompt, Method, Prefix, Stack, method_of
 from minipeft.methods.base import Doors, shared_peft_config
+from minipeft.methods.made_for import base_told, check_made_for
 from minipeft.methods.prefix import keys_and_values
 from minipeft.methods.weights import copied
 
@@ -54,16 +55,20 @@ def load(folder: str | Path, model: GPT2) -> "Tuned":
     config_path, weights_path = Path(folder) / CONFIG_FILE, Path(folder) / WEIGHTS_FILE
     config = read_json(config_path)
     method = method_of(config, model, config_path)
+    if not weights_path.exists() and (pickled := Path(folder) / "adapter_model.bin").exists():
+        raise CheckpointError(f"{pickled} is a pickle, which could run code; let PEFT save it again as safetensors.")
+    tensors, about = read_tensors(weights_path)
+    check_made_for(weights_path, about, model)
     try:
-        runs, attachment = method.attach_to(model, torch.Generator())
+        with torch.device("meta"):  # whatever numbers the settings hold, they cost no memory until they are checked
+            shapes = method.attach_to(model, None)[1].adapter_shapes()
     except ValueError as error:
         raise CheckpointError(f"{config_path}: {error}") from None
-    tensors, _ = read_tensors(weights_path)
-    shapes = attachment.adapter_shapes()
     check_keys(weights_path, set(tensors), set(shapes))
     for name, shape in shapes.items():
         check_tensor(weights_path, name, tensors[name], shape)
-    attachment.load_adapter_tensors(tensors)  # only now, with everything checked, is the model touched
+    runs, attachment = method.attach_to(model, None)
+    attachment.load_adapter_tensors(tensors)
     return Tuned(model, method, runs, attachment.to(model.device)).eval()
 
 
@@ -165,7 +170,7 @@ class Tuned(nn.Module):
         """
         config = {**shared_peft_config(self.method), **self.method.peft_config(self.base)}
         with torch.no_grad():
-            weights = tensor_bytes(self.attachment.adapter_tensors())
+            weights = tensor_bytes(self.attachment.adapter_tensors(), base_told(self.base))
         write_together({Path(folder) / CONFIG_FILE: json_bytes(config), Path(folder) / WEIGHTS_FILE: weights})
 
     def detach(self) -> GPT2:

@@ -66,15 +66,111 @@ def test_a_hard_prompt_is_saved_too(tmp_path: Path) -> None:
     assert mp.load(tmp_path, model).method == mp.HardPrompt("Say {text} so")
 
 
-def test_an_adapter_for_another_model_is_refused(adapter: Path) -> None:
+def test_a_prefix_for_another_model_is_refused(adapter: Path) -> None:
     refused(
         adapter, "adapter_config.json was made for another model: its token_dim is 32, this model's is 16", n_embd=16
     )
     refused(adapter, "its num_layers is 2, this model's is 3", n_layer=3)
-    rewrite(adapter, token_dim=None, num_layers=None)  # and where the file says nothing, by its tensors
+    rewrite(adapter, token_dim=None, num_layers=None)
+    refused(adapter, "adapter_model.safetensors was made for another model: its n_layer is 2", n_layer=3)
+    rewrite(adapter, {"prompt_embeddings": whole(adapter)})  # and where nothing is said, by its tensors
     refused(
         adapter, "adapter_model.safetensors: key prompt_embeddings has shape (4, 128), needed is (4, 192)", n_layer=3
     )
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_any_adapter_for_another_model_is_refused(kind: str, tmp_path: Path) -> None:
+    mp.attach(random_model(), TINY_METHODS[kind]).save(tmp_path)
+    for shape in ({"n_embd": 16}, {"n_layer": 1}, {"n_layer": 3}, {"n_head": 4}):
+        refused(tmp_path, "was made for another model: its ", **shape)
+    with pytest.raises(mp.CheckpointError, match="was made for another model of the same shape: its token embeddings"):
+        mp.load(tmp_path, random_model(seed=1))
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_where_a_file_tells_of_no_model_its_tensors_do(kind: str, tmp_path: Path) -> None:
+    """As in files of peft: those of another width or depth do not fit."""
+    mp.attach(random_model(), TINY_METHODS[kind]).save(tmp_path)
+    rewrite(tmp_path, load_file(tmp_path / "adapter_model.safetensors"))
+    mp.load(tmp_path, random_model())
+    for shape in ({"n_embd": 16}, {"n_layer": 1}, {"n_layer": 3}):
+        refused(tmp_path, f"{tmp_path}/adapter_", **shape)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_same_model_in_half_precision_or_with_more_words_is_no_other(dtype: torch.dtype, tmp_path: Path) -> None:
+    mp.attach(random_model(), mp.LoRA()).save(tmp_path)
+    mp.load(tmp_path, random_model().to(dtype))
+    grown = random_model(vocab_size=70)
+    with torch.no_grad():
+        grown.wte.weight[:64] = random_model().wte.weight
+    mp.load(tmp_path, grown)
+
+
+@pytest.mark.parametrize("told", ["", "[]", "{", '{"n_layer": 2}', '{"weights": 3}', '{"weights": ["a"]}', "[" * 10**5])
+def test_a_file_that_tells_nonsense_of_its_model_is_refused(told: str, adapter: Path) -> None:
+    save_file({"prompt_embeddings": whole(adapter)}, adapter / "adapter_model.safetensors", {"base_model": told})
+    refused(adapter, "adapter_model.safetensors: what its metadata say of base_model cannot be read")
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_damaged_tensors_of_any_adapter_are_refused(kind: str, tmp_path: Path) -> None:
+    mp.attach(random_model(), TINY_METHODS[kind]).save(tmp_path)
+    weights = tmp_path / "adapter_model.safetensors"
+    good, data = load_file(weights), weights.read_bytes()
+    for name, tensor in good.items():
+        for spoil in (float("nan"), float("inf"), float("-inf")):
+            spoiled = tensor.clone()
+            spoiled.view(-1)[-1] = spoil
+            rewrite(tmp_path, {**good, name: spoiled})
+            refused(tmp_path, f"adapter_model.safetensors: key {name} holds NaN or infinity")
+        rewrite(tmp_path, {**good, name: tensor.to(torch.int8)})
+        refused(tmp_path, f"adapter_model.safetensors: key {name} is int8; weights are float32")
+        rewrite(tmp_path, {**good, name: torch.cat([tensor, tensor])})
+        refused(tmp_path, f"adapter_model.safetensors: key {name} has shape ", "needed is")
+        rewrite(tmp_path, {other: good[other] for other in good if other != name} | {"none.of.these": tensor})
+        refused(tmp_path, f"adapter_model.safetensors lacks key {name} and has unexpected key none.of.these")
+    for junk in (b"", data[: len(data) // 2], data[:-1], pickle.dumps(good), b"\xff\xff\xff\x7f" + data[4:]):
+        weights.write_bytes(junk)  # the last says that its table of contents has 2 GB
+        refused(tmp_path, "adapter_model.safetensors is no whole safetensors file")
+
+
+def test_a_pickle_of_an_older_peft_is_not_opened(adapter: Path) -> None:
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    refused(adapter, "adapter_model.bin is a pickle, which could run code; let PEFT save it again as safetensors.")
+
+
+def test_a_text_of_two_gigabytes_is_not_read(adapter: Path) -> None:
+    with open(adapter / "adapter_config.json", "r+b") as file:
+        file.write(b'{"peft_type": "')
+        file.truncate(2 * 10**9)  # a hole, which takes no room on the disk
+    refused(adapter, "adapter_config.json has 2,000,000,000 bytes, far more than a settings file needs.")
+
+
+NONSENSE = (None, [], {}, "", "x", "(", -1, 0, 10**9, 10**30, 1.5, float("nan"), True, [1], ["x"], {"x": "y"}, {"(": 1})
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_no_setting_can_hold_anything_that_is_not_refused_in_a_sentence(kind: str, tmp_path: Path) -> None:
+    """Each in turn is left out, or holds nonsense: the adapter is then refused, or means what it did before."""
+    tuned = mp.attach(random_model(), TINY_METHODS[kind]).eval()
+    tuned.save(tmp_path)
+    path, tokens = tmp_path / "adapter_config.json", random_tokens(2, 7)
+    config = json.loads(path.read_text())
+    expected, refusals = tuned(tokens), []
+    for key in config:
+        without = {other: value for other, value in config.items() if other != key}
+        for changed in (without, *({**config, key: value} for value in NONSENSE)):
+            path.write_text(json.dumps(changed))
+            try:
+                found = mp.load(tmp_path, random_model())(tokens)
+            except mp.CheckpointError as error:
+                refusals.append(str(error))
+            else:
+                assert farthest(found, expected) < 1e-5, (key, changed.get(key))
+    assert all(sentence.startswith(f"{tmp_path}/adapter_") and "\n" not in sentence for sentence in refusals)
+    assert len(refusals) > len(NONSENSE)  # at least what makes no peft_type
 
 
 def test_tensors_that_are_no_prefix_are_refused(adapter: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from minipeft.attention import FixedMemory
 from minipeft.files import CheckpointError
-from minipeft.gpt2 import GPT2
+from minipeft.gpt2 import GPT2, LARGEST
 
 COMMON_TOKENS = 5000
 """GPT-2's merges stand in order of frequency, so its lowest ids are its most common tokens."""
@@ -70,9 +70,10 @@ class Method(Protocol):
     """What `adapter_config.json` calls it."""
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
-    def attach_to(self, model: GPT2, generator: torch.Generator) -> tuple[GPT2, Attachment]:
+    def attach_to(self, model: GPT2, generator: torch.Generator | None) -> tuple[GPT2, Attachment]:
         """The model to run (the same one, unless the method changes its weights) and the trainable part.
 
+        `generator` draws the starting values; None where they are to be replaced at once.
         Raises ValueError if the settings do not fit the model.
         """
         ...
@@ -138,9 +139,11 @@ def read_count(config: dict[str, Any], key: str, path: Path) -> int:
 
 
 def check_count(name: str, value: object) -> int:
-    """`value`, if it is a whole number of at least 1. Raises ValueError otherwise."""
+    """`value`, if it is a whole number of at least 1, and no absurd one. Raises ValueError otherwise."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+    if value > LARGEST:
+        raise ValueError(f"{name} is {value}; more than {LARGEST:,} make no sense.")
     return value
 
 
@@ -151,8 +154,11 @@ def check_dropout(dropout: float) -> None:
 
 
 @contextmanager
-def seeded_by(generator: torch.Generator) -> Iterator[None]:
+def seeded_by(generator: torch.Generator | None) -> Iterator[None]:
     """PyTorch's layers start from its global seed: one drawn from `generator`, and afterwards as it was before."""
+    if generator is None:
+        yield
+        return
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
         yield
@@ -167,7 +173,7 @@ def check_length(length: int, model: GPT2) -> None:
         )
 
 
-def starting_tokens(init: str, length: int, model: GPT2, generator: torch.Generator) -> list[int]:
+def starting_tokens(init: str, length: int, model: GPT2, generator: torch.Generator | None) -> list[int]:
     """The tokens that "vocab" (random common ones) or "text:…" (a text, repeated or cut) start from: `length` ids.
 
     Source: Lester et al. 2021, §2.1.

@@ -28,7 +28,7 @@ class BitFit:
     name: ClassVar[str] = "bitfit"
     peft_type: ClassVar[str] = "BITFIT"
 
-    def attach_to(self, model: GPT2, generator: torch.Generator) -> tuple[GPT2, "Biases"]:
+    def attach_to(self, model: GPT2, generator: torch.Generator | None) -> tuple[GPT2, "Biases"]:
         """See `Method.attach_to`: the model to run shares every other weight with the base."""
         runs, found = shadow(model), Biases()
         for name, module in _with_biases(runs):

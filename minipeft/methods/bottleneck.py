@@ -18,9 +18,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from minipeft.attention import Memory
-from minipeft.files import CheckpointError
 from minipeft.gpt2 import GPT2, Block
-from minipeft.methods.base import Attachment, check_count
+from minipeft.methods.base import Attachment, check_count, read_count
 from minipeft.methods.weights import linear, replace, shadow
 
 FORMS = ("houlsby", "lin")
@@ -45,7 +44,7 @@ class BottleneckAdapter:
         if self.form not in FORMS:
             raise ValueError(f"form is {self.form!r}; it can be {' or '.join(map(repr, FORMS))}.")
 
-    def attach_to(self, model: GPT2, generator: torch.Generator) -> tuple[GPT2, "Adapters"]:
+    def attach_to(self, model: GPT2, generator: torch.Generator | None) -> tuple[GPT2, "Adapters"]:
         """See `Method.attach_to`: the model to run shares every weight with the base."""
         runs, found = shadow(model), Adapters()
         D, gelu = model.config.n_embd, runs.blocks[0].mlp.gelu
@@ -84,16 +83,15 @@ class BottleneckAdapter:
     @classmethod
     def from_peft_config(cls, config: dict[str, Any], model: GPT2, path: Path) -> "BottleneckAdapter":
         """See `Method.from_peft_config`."""
-        try:
-            return cls(config.get("width", 64), config.get("form", "houlsby"), bool(config.get("norms", False)))
-        except ValueError as error:
-            raise CheckpointError(f"{path}: {error}") from None
+        return cls(read_count(config, "width", path), str(config.get("form")), bool(config.get("norms")))
 
 
 class Bottleneck(nn.Module):
     """h -> h + W₂ gelu(W₁ h + b₁) + b₂, on LayerNorm(h) where it has a norm."""
 
-    def __init__(self, width: int, hidden: int, gelu: str, generator: torch.Generator, norm: bool = False) -> None:
+    def __init__(
+        self, width: int, hidden: int, gelu: str, generator: torch.Generator | None, norm: bool = False
+    ) -> None:
         super().__init__()
         self.gelu = gelu
         self.W1, self.W2 = (nn.Parameter(_near_zero(*shape, generator)) for shape in ((hidden, width), (width, hidden)))
@@ -159,9 +157,6 @@ class Adapters(Attachment):
         return tensors
 
 
-def _near_zero(rows: int, columns: int, generator: torch.Generator) -> Float[Tensor, "rows columns"]:
+def _near_zero(rows: int, columns: int, generator: torch.Generator | None) -> Float[Tensor, "rows columns"]:
     """Normal with a deviation of 1e-3, cut at two deviations: Houlsby et al. 2019, §3.6."""
-    drawn = torch.randn(rows, columns, generator=generator)
-    while bool((far := drawn.abs() > 2).any()):
-        drawn[far] = torch.randn(int(far.sum()), generator=generator)
-    return 1e-3 * drawn
+    return nn.init.trunc_normal_(torch.empty(rows, columns), std=1e-3, a=-2e-3, b=2e-3, generator=generator)

@@ -26,7 +26,7 @@ class FullFinetuning:
     name: ClassVar[str] = "full"
     peft_type: ClassVar[str] = "FULL"
 
-    def attach_to(self, model: GPT2, generator: torch.Generator) -> tuple[GPT2, "TrainedCopy"]:
+    def attach_to(self, model: GPT2, generator: torch.Generator | None) -> tuple[GPT2, "TrainedCopy"]:
         """See `Method.attach_to`: the model to run is an fp32 copy."""
         if self.top_layers is not None and not 1 <= self.top_layers <= model.config.n_layer:
             raise ValueError(f"top_layers is {self.top_layers}; this model has blocks 1 to {model.config.n_layer}.")

@@ -30,7 +30,7 @@ class HardPrompt:
         if self.template.count(SLOT) != 1:
             raise ValueError(f"the template {self.template!r} must contain {SLOT} exactly once.")
 
-    def attach_to(self, model: GPT2, generator: torch.Generator) -> tuple[GPT2, "Words"]:
+    def attach_to(self, model: GPT2, generator: torch.Generator | None) -> tuple[GPT2, "Words"]:
         """See `Method.attach_to`."""
         return model, Words()
 

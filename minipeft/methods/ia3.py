@@ -37,7 +37,7 @@ class IA3:
         if not (self.targets or self.feedforward):
             raise ValueError(f"IA3 has nothing to scale; name some of {', '.join(LINEAR)}.")
 
-    def attach_to(self, model: GPT2, generator: torch.Generator) -> tuple[GPT2, "Factors"]:
+    def attach_to(self, model: GPT2, generator: torch.Generator | None) -> tuple[GPT2, "Factors"]:
         """See `Method.attach_to`: the model to run shares every weight with the base."""
         outputs, inputs = chosen(model, self.targets), chosen(model, self.feedforward)
         if both := set(outputs) & set(inputs):

@@ -44,7 +44,7 @@ class LlamaAdapter:
         if self.form not in FORMS:
             raise ValueError(f"form is {self.form!r}; it can be {' or '.join(map(repr, FORMS))}.")
 
-    def attach_to(self, model: GPT2, generator: torch.Generator) -> tuple[GPT2, "GatedPrompts"]:
+    def attach_to(self, model: GPT2, generator: torch.Generator | None) -> tuple[GPT2, "GatedPrompts"]:
         """See `Method.attach_to`: the model to run shares every weight with the base."""
         runs, found = shadow(model), GatedPrompts()
         for layer in self._layers(model):
@@ -85,7 +85,7 @@ class GatedAttention(CausalSelfAttention):
     """The parts of a frozen attention, and beside it the same queries asking learned vectors."""
 
     def __init__(
-        self, frozen: CausalSelfAttention, length: int, gates: int, after: bool, generator: torch.Generator
+        self, frozen: CausalSelfAttention, length: int, gates: int, after: bool, generator: torch.Generator | None
     ) -> None:
         nn.Module.__init__(self)  # the parts are there already
         self.n_head, self.dropout, self.attend = frozen.n_head, frozen.dropout, frozen.attend

@@ -65,7 +65,7 @@ class LoRA:
         if not self.targets:
             raise ValueError(f"targets is empty; name some of {', '.join((*LINEAR, *THIRDS))}.")
 
-    def attach_to(self, model: GPT2, generator: torch.Generator) -> tuple[GPT2, "LowRankMatrices"]:
+    def attach_to(self, model: GPT2, generator: torch.Generator | None) -> tuple[GPT2, "LowRankMatrices"]:
         """See `Method.attach_to`: the model to run shares every weight with the base."""
         runs, found = shadow(model), LowRankMatrices()
         for (layer, name), thirds in self._where(model).items():
@@ -144,7 +144,13 @@ class LowRank(nn.Module):
     """x -> scale · B A x, with dropout on x while training."""
 
     def __init__(
-        self, ins: int, outs: int, rank: int, scale: int | float, dropout: int | float, generator: torch.Generator
+        self,
+        ins: int,
+        outs: int,
+        rank: int,
+        scale: int | float,
+        dropout: int | float,
+        generator: torch.Generator | None,
     ) -> None:
         super().__init__()
         bound = 1 / math.sqrt(ins)  # Kaiming uniform with a = √5, as Linear's own

@@ -52,7 +52,7 @@ class PTuning:
             raise ValueError(f"hidden is {self.hidden}; it must be at least 1.")
         check_dropout(self.dropout)
 
-    def attach_to(self, model: GPT2, generator: torch.Generator) -> tuple[GPT2, "EncodedPrompt"]:
+    def attach_to(self, model: GPT2, generator: torch.Generator | None) -> tuple[GPT2, "EncodedPrompt"]:
         """See `Method.attach_to`."""
         check_length(self.length, model)
         with seeded_by(generator):

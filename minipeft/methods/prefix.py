@@ -57,7 +57,7 @@ class Prefix:
         if self.reparam is not None and self.init != "random":
             raise ValueError(f"init={self.init!r} sets keys and values directly, so it needs reparam=None (no MLP).")
 
-    def attach_to(self, model: GPT2, generator: torch.Generator) -> tuple[GPT2, "LearnedPrefix"]:
+    def attach_to(self, model: GPT2, generator: torch.Generator | None) -> tuple[GPT2, "LearnedPrefix"]:
         """See `Method.attach_to`."""
         check_length(self.length, model)
         c = model.config

@@ -44,7 +44,7 @@ class SoftPrompt:
         if self.init not in ("random", "vocab", "labels") and not self.init.startswith("text:"):
             raise ValueError(f'init is {self.init!r}; it can be "random", "vocab", "labels" or "text:some text".')
 
-    def attach_to(self, model: GPT2, generator: torch.Generator) -> tuple[GPT2, "LearnedPrompt"]:
+    def attach_to(self, model: GPT2, generator: torch.Generator | None) -> tuple[GPT2, "LearnedPrompt"]:
         """See `Method.attach_to`."""
         check_length(self.length, model)
         return model, LearnedPrompt(self._start(model, generator))
@@ -62,7 +62,7 @@ class SoftPrompt:
         """See `Method.from_peft_config`."""
         return cls(length=read_prompt_length(config, model, path), init="random")
 
-    def _start(self, model: GPT2, generator: torch.Generator) -> Float[Tensor, "P D"]:
+    def _start(self, model: GPT2, generator: torch.Generator | None) -> Float[Tensor, "P D"]:
         if self.init == "random":
             return torch.rand(self.length, model.config.n_embd, generator=generator) - 0.5
         if self.init != "labels":

@@ -42,7 +42,7 @@ class Stack:
         """See `Method.places`."""
         return set().union(*(method.places(model) for method in self.methods))
 
-    def attach_to(self, model: GPT2, generator: torch.Generator) -> tuple[GPT2, "Stacked"]:
+    def attach_to(self, model: GPT2, generator: torch.Generator | None) -> tuple[GPT2, "Stacked"]:
         """See `Method.attach_to`. Raises ValueError if two methods share a place."""
         for one, other in combinations(self.methods, 2):
             if shared := _shared(one.places(model), other.places(model)):
