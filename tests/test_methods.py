@@ -77,12 +77,26 @@ def test_a_prompt_of_real_embeddings_is_typing_those_tokens() -> None:
     assert farthest(tuned(text), whole) == 0.0
 
 
+@pytest.mark.parametrize("reparam", [None, 6, 64])
 @pytest.mark.parametrize("init", ["text:one two three four", "vocab"])
-def test_a_prefix_from_text_is_typing_it(model: GPT2, init: str) -> None:
-    prefix = mp.attach(model, mp.Prefix(4, None, init), seed=3)
+def test_a_prefix_from_text_is_typing_it(model: GPT2, init: str, reparam: int | None) -> None:
+    prefix = mp.attach(model, mp.Prefix(4, reparam, init), seed=3)
     prompt = mp.attach(model, mp.SoftPrompt(4, init), seed=3)  # the same tokens, by the other door
     tokens = random_tokens(2, 8)
-    assert farthest(prefix(tokens), prompt(tokens)) < 1e-5  # fp32, keys computed in another batch
+    # fp32: keys computed in another batch, and by an MLP from sums of `reparam` products
+    assert farthest(prefix(tokens), prompt(tokens)) < (1e-5 if reparam is None else 1e-4)
+
+
+def test_an_mlp_fitted_to_a_text_still_learns(model: GPT2) -> None:
+    fitted = mp.attach(model, mp.Prefix(4, 16, "text:one two three four"))
+    plain = mp.attach(model, mp.Prefix(4, 16))
+    assert fitted.num_trainable() == plain.num_trainable()
+    last = "encoder.transform.2.weight"
+    changed, before = (one.trainable_parameters()[last].detach() for one in (fitted, plain))
+    wanted = mp.attach(model, mp.Prefix(4, None, "text:one two three four")).trainable_parameters()
+    assert 0 < float((changed - before).norm()) < 10 * float(wanted["encoder.prompt_embeddings"].detach().norm())
+    losses = train_steps(fitted, steps=20)
+    assert losses[-1] < losses[0]
 
 
 def test_a_zero_prefix_is_no_no_op() -> None:
@@ -155,7 +169,7 @@ def test_a_hard_prompt_is_typing_its_words(model: GPT2) -> None:
         (lambda: mp.HardPrompt("{text} {text}"), "must contain {text} exactly once"),
         (lambda: mp.SoftPrompt(init="zeros"), "init is 'zeros'"),
         (lambda: mp.Prefix(reparam=0), "reparam is 0"),
-        (lambda: mp.Prefix(reparam=8, init="vocab"), "needs reparam=None"),
+        (lambda: mp.Prefix(8, reparam=8, init="vocab"), "an MLP of width 8 cannot be fitted to 8 positions"),
         (lambda: mp.attach(random_model(), mp.SoftPrompt(0)), "length is 0"),
         (lambda: mp.attach(random_model(), mp.SoftPrompt(32)), "leaves no room for text"),
         (lambda: mp.attach(random_model(), mp.Prefix(40, None)), "leaves no room for text"),

@@ -38,8 +38,8 @@ class Prefix:
     """`length` trainable keys and values in every block.
 
     reparam: the width of the MLP that makes them while training, or None to train them directly.
-    init, without the MLP: "random" (normal, 0.02), "vocab" (the keys and values that random common tokens have) or
-    "text:…" (those of that text, repeated or cut to length). The MLP starts from PyTorch's defaults.
+    init: "random" (normal, 0.02; an MLP from PyTorch's defaults), "vocab" (the keys and values that random common
+    tokens have) or "text:…" (those of that text, repeated or cut to length); an MLP is fitted to give exactly these.
     """
 
     length: int = 10
@@ -54,22 +54,24 @@ class Prefix:
             raise ValueError(f"reparam is {self.reparam}; it is the width of the MLP, at least 1, or None for no MLP.")
         if self.init not in ("random", "vocab") and not self.init.startswith("text:"):
             raise ValueError(f'init is {self.init!r}; it can be "random", "vocab" or "text:some text".')
-        if self.reparam is not None and self.init != "random":
-            raise ValueError(f"init={self.init!r} sets keys and values directly, so it needs reparam=None (no MLP).")
+        if self.reparam is not None and self.init != "random" and self.length >= self.reparam:
+            raise ValueError(
+                f"an MLP of width {self.reparam} cannot be fitted to {self.length} positions of a text; make it wider."
+            )
 
     def attach_to(self, model: GPT2, generator: torch.Generator | None) -> tuple[GPT2, "LearnedPrefix"]:
         """See `Method.attach_to`."""
         check_length(self.length, model)
         c = model.config
+        start = None
+        if self.init != "random":
+            start = keys_and_values(model, starting_tokens(self.init, self.length, model, generator))
         if self.reparam is not None:
             with seeded_by(generator):
-                return model, LearnedPrefix(
-                    c.n_layer, c.n_head, PrefixMLP(self.length, c.n_embd, self.reparam, c.n_layer)
-                )
-        if self.init == "random":
+                mlp = PrefixMLP(self.length, c.n_embd, self.reparam, c.n_layer)
+            return model, LearnedPrefix(c.n_layer, c.n_head, mlp if start is None else mlp.fitted_to(start))
+        if start is None:
             start = torch.randn(self.length, 2 * c.n_layer * c.n_embd, generator=generator) * 0.02
-        else:
-            start = keys_and_values(model, starting_tokens(self.init, self.length, model, generator))
         return model, LearnedPrefix(c.n_layer, c.n_head, PrefixTable(start))
 
     def places(self, model: GPT2) -> set[str]:
@@ -115,6 +117,16 @@ class PrefixMLP(nn.Module):
 
     def forward(self) -> Float[Tensor, "P KV"]:
         return self.transform(self.embedding.weight)
+
+    @torch.no_grad()
+    def fitted_to(self, wanted: Float[Tensor, "P KV"]) -> "PrefixMLP":
+        """This MLP with the smallest change of W₂ that makes it give `wanted`: fewer positions than m have one.
+
+        Li & Liang 2021, §7.4, start from real words, too; as the last layer is linear, fitting it takes no training.
+        """
+        hidden, last = self.transform[1](self.transform[0](self.embedding.weight)), self.transform[2]
+        last.weight += (torch.linalg.pinv(hidden) @ (wanted - self())).T  # [m, P] [P, KV]
+        return self
 
 
 class LearnedPrefix(Attachment):
