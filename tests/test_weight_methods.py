@@ -92,15 +92,15 @@ def test_bottleneck_adapters_are_their_equation() -> None:
 
 
 def by_hand(adapter: Bottleneck, h: list[float]) -> list[float]:
-    x, W1, W2 = h, adapter.W1.tolist(), adapter.W2.tolist()
+    x, W1, W2, b1, b2 = h, *(p.tolist() for p in (adapter.W1, adapter.W2, adapter.b1, adapter.b2))
     if adapter.weight is not None and adapter.bias is not None:
         mean = sum(h) / len(h)
         deviation = math.sqrt(sum((number - mean) ** 2 for number in h) / len(h) + 1e-5)
-        x = [(n - mean) / deviation * w + b for n, w, b in zip(h, adapter.weight, adapter.bias, strict=True)]
-        x = [float(number) for number in x]
-    hidden = [sum(w * n for w, n in zip(row, x, strict=True)) + float(b) for row, b in zip(W1, adapter.b1, strict=True)]
+        gain, shift = adapter.weight.tolist(), adapter.bias.tolist()
+        x = [(n - mean) / deviation * w + b for n, w, b in zip(h, gain, shift, strict=True)]
+    hidden = [sum(w * n for w, n in zip(row, x, strict=True)) + b for row, b in zip(W1, b1, strict=True)]
     bent = [0.5 * z * (1 + math.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))) for z in hidden]
-    out = [sum(w * n for w, n in zip(row, bent, strict=True)) + float(b) for row, b in zip(W2, adapter.b2, strict=True)]
+    out = [sum(w * n for w, n in zip(row, bent, strict=True)) + b for row, b in zip(W2, b2, strict=True)]
     return [a + b for a, b in zip(h, out, strict=True)]
 
 
@@ -139,7 +139,9 @@ def test_llama_adapter_is_its_equation() -> None:
         for t in range(5):
             for head in range(2):
                 part = slice(4 * head, 4 * head + 4)
-                scores = [math.exp(float(q[row, t, part] @ k[p, part]) / 2) for p in range(3)]  # √Dh = 2
+                scores = [
+                    math.exp(float(q[row, t, part].detach() @ k[p, part].detach()) / 2) for p in range(3)
+                ]  # √Dh = 2
                 mixed = sum(score / sum(scores) * v[p, part] for p, score in enumerate(scores))
                 added[row, t, part] = math.tanh(float(gated.gate[head])) * mixed
     expected = block.attn(x, None, None, 0) + added @ block.attn.c_proj.weight.T  # the bias comes once

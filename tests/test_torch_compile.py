@@ -1,0 +1,64 @@
+"""`torch.compile` around any tuned model: the same numbers, the same gradients, in one graph.
+
+It runs in a process of its own, since it cannot look through the run-time checks of shapes that these tests switch on.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import minipeft as mp
+from tests.models import farthest, ragged, random_model, shake
+from tests.tuning import TINY_METHODS, labelled_batch
+
+EXACT = 1e-5
+"""fp32 sums in another order, on losses, logits and gradients of at most about 1."""
+TO_MACHINE_CODE = ["soft prompt", "prefix by MLP", "LoRA", "LLaMA-Adapter", "adapters of Houlsby"]
+ONE_GRAPH = [kind for kind in TINY_METHODS if "LSTM" not in kind]  # torch leaves LSTMs out of its graphs
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler for TorchInductor: g++")
+
+
+def differences(kind: str, backend: str) -> dict[str, float]:
+    """How far compiled and plain are apart in the loss, its gradients, and the logits of a padded batch."""
+    torch._dynamo.reset()
+    tuned = mp.attach(random_model(), TINY_METHODS[kind])
+    shake(tuned.attachment, seed=3)
+    losses, gradients = [], []
+    for loss in (tuned.loss, torch.compile(tuned.loss, backend=backend)):
+        losses.append(loss(*labelled_batch()))
+        gradients.append(torch.autograd.grad(losses[-1], list(tuned.trainable_parameters().values())))
+    batch = ragged([9, 3, 6], "left")
+    compiled = torch.compile(tuned.eval(), backend=backend, fullgraph=kind in ONE_GRAPH)
+    return {
+        "loss": farthest(*losses),
+        "gradients": max(farthest(plain, other) for plain, other in zip(*gradients, strict=True)),
+        "least gradient": min(float(plain.abs().max()) for plain in gradients[0]),
+        "logits": farthest(compiled(batch.tokens, batch.mask), tuned(batch.tokens, batch.mask)),
+    }
+
+
+def measured(backend: str) -> dict[str, dict[str, float]]:
+    """What `differences` finds, by kind."""
+    kinds = TO_MACHINE_CODE if backend == "inductor" else list(TINY_METHODS)
+    command = [sys.executable, "-W", "ignore", "-m", "tests.test_torch_compile", backend, *kinds]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=needs_compiler)])
+def test_compiled_by_torch_it_computes_the_same(backend: str) -> None:
+    for kind, found in measured(backend).items():
+        assert found["loss"] < EXACT, kind
+        assert found["gradients"] < EXACT < found["least gradient"], kind
+        assert found["logits"] < EXACT, kind
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    print(json.dumps({kind: differences(kind, sys.argv[1]) for kind in sys.argv[2:]}))
