@@ -11,6 +11,7 @@ from minipeft.commands.evaluate import evaluate
 from minipeft.commands.generate import generate
 from minipeft.commands.inspect import inspect
 from minipeft.commands.lessons import lessons
+from minipeft.commands.methods import methods
 from minipeft.commands.pretrain import pretrain
 from minipeft.commands.tune import tune
 
@@ -26,6 +27,7 @@ app.command()(tune)
 app.command("eval")(evaluate)
 app.command()(pretrain)
 app.command()(inspect)
+app.command()(methods)
 app.command()(download)
 app.command()(demo)
 app.command()(lessons)

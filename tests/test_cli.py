@@ -221,6 +221,8 @@ OTHER_MISTAKES = {
         TUNE.replace("soft_prompt", "lora+ia3").replace("--length 4", ""),
         "lora and ia3 cannot be stacked: both want h.0.attn.c_attn.",
     ),
+    "methods for no model": ("methods --model nope", "nope is neither a folder nor one of nano, gpt2, "),
+    "methods without settings": ("methods --model {inputs}", "there is no file"),
     "unknown task": (f"{TUNE_NOTHING} --task films", "there is no task 'films'; there are movie, product"),
     "neither data nor task": (TUNE_NOTHING, "say what to learn: --task NAME (that ships) or --data FILE (your own)."),
     "no target column": (f"{TUNE_NOTHING} --data {{inputs}}/reviews.tsv", "say which column of"),
@@ -521,6 +523,19 @@ def test_free_text_is_tuned_and_measured(data: str, options: str, run: Run) -> N
     measured = assert_done(run("eval", MODEL, data, "--split dev --adapter {out}")).out
     assert f"{report['dev_loss']:.3f}" in measured
     assert "accuracy" not in measured
+
+
+@pytest.mark.parametrize(("model", "shown"), [("nano", "4,304,064"), ("gpt2-xl", "1,557,611,200")])
+def test_the_methods_are_counted_without_weights(model: str, shown: str, run: Run) -> None:
+    told = assert_done(run(f"methods --model {model}")).out
+    assert f"{model}: {shown} parameters" in told
+    assert shown in told.split("FullFinetuning()")[1]
+
+
+def test_what_does_not_fit_a_model_is_said_in_its_row(run: Run) -> None:
+    random_model(n_positions=12, n_layer=1).save_pretrained(run("methods --model nano").folder / "short")
+    told = assert_done(run("methods --model {out}/short")).out
+    assert told.count("does not fit") == 4  # 20 vectors, twice by a network, and two layers of one
 
 
 def test_patience_stops_a_run(run: Run) -> None:

@@ -19,7 +19,6 @@ EXACT = 1e-5
 ZERO_AT_FIRST = ["LoRA", "LoRA on q and v", "IA3", "LLaMA-Adapter", "LLaMA-Adapter of PEFT", "BitFit"]
 MERGED = ["LoRA", "LoRA on q and v", "IA3", "BitFit"]
 WEIGHTS = [*ZERO_AT_FIRST, "adapters of Houlsby", "adapters of Lin"]
-SMALL = {"n_layer": 12, "n_head": 12, "n_embd": 768, "n_positions": 1024, "vocab_size": 50257}
 
 
 def shaken(method: Method, **shape: Any) -> mp.Tuned:
@@ -50,32 +49,6 @@ def test_a_new_prompt_or_prefix_does_change_something(kind: str) -> None:
     """Its keys take a share of every softmax, whatever their numbers."""
     model, tokens = random_model(), random_tokens(2, 7)
     assert farthest(mp.attach(model, TINY_METHODS[kind])(tokens), model(tokens)) > 1e-2
-
-
-@pytest.mark.parametrize(
-    ("method", "numbers"),
-    [
-        (mp.LoRA(rank=4, targets=("attn.q", "attn.v")), 147_456),
-        (mp.LoRA(rank=8), 12 * 8 * (768 + 3 * 768)),
-        (mp.BottleneckAdapter(width=64), 2_379_264),
-        (mp.LlamaAdapter(length=10), 92_304),
-        (mp.PTuning(length=6), 8_275_968),
-        (mp.PTuning(length=20), 8_286_720),
-        (mp.BitFit(), 11 * 12 * 768 + 768),
-        (mp.IA3(), 7 * 12 * 768),
-        (mp.SoftPrompt(length=20), 15_360),
-    ],
-    ids=lambda value: value.name if isinstance(value, Method) else "",
-)
-def test_gpt2_small_has_as_many_to_train_as_the_papers_say(method: Method, numbers: int, small: mp.GPT2) -> None:
-    tuned = mp.attach(small, method)
-    assert tuned.num_trainable() == numbers
-    tuned.detach()
-
-
-@pytest.fixture(scope="module")
-def small() -> mp.GPT2:
-    return mp.GPT2(mp.GPT2Config(**SMALL), seed=0)
 
 
 # -- against plain references -----------------------------------------------------------------------------------------
@@ -126,6 +99,7 @@ def test_lin_puts_one_behind_each_block() -> None:
     assert farthest(tuned(tokens), tuned.base.logits(tuned.base.ln_f(x))) < EXACT
 
 
+@torch.no_grad()
 def test_llama_adapter_is_its_equation() -> None:
     """Head by head and token by token, in plain numbers: the gated softmax over the learned vectors, then c_proj."""
     block = random_model(n_embd=8, n_head=2).blocks[0]
@@ -139,9 +113,7 @@ def test_llama_adapter_is_its_equation() -> None:
         for t in range(5):
             for head in range(2):
                 part = slice(4 * head, 4 * head + 4)
-                scores = [
-                    math.exp(float(q[row, t, part].detach() @ k[p, part].detach()) / 2) for p in range(3)
-                ]  # √Dh = 2
+                scores = [math.exp(float(q[row, t, part] @ k[p, part]) / 2) for p in range(3)]  # √Dh = 2
                 mixed = sum(score / sum(scores) * v[p, part] for p, score in enumerate(scores))
                 added[row, t, part] = math.tanh(float(gated.gate[head])) * mixed
     expected = block.attn(x, None, None, 0) + added @ block.attn.c_proj.weight.T  # the bias comes once
