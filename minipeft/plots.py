@@ -1,10 +1,15 @@
 """Pictures: colour-blind safe, the finding in the title, readable at notebook width."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minipeft.files import write_atomically
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 # Okabe & Ito 2008: told apart by every common kind of colour vision.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#777777"
@@ -37,6 +42,42 @@ def accuracy_bars(rows: Sequence[dict[str, Any]], title: str, path: str | Path) 
     axes.set_xlabel("test accuracy in % (bars: ± 2 standard errors; axis starts at 40)", fontsize=10)
     axes.set_title(title, fontsize=12, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=150, format="png", metadata={"Software": None})
+    pyplot.close(figure)
+    write_atomically(path, picture.getvalue())
+
+
+def head_map(mass: "Float[Tensor, 'L H']", title: str, note: str, path: str | Path) -> None:
+    """A share of each head, from 0 to 1, as a map: a row for each block, a column for each head. Writes a PNG.
+
+    The numbers stand in it, in percent, as long as they can be read.
+    """
+    import io
+
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    L, H = mass.shape
+    inches = min(9, 2.4 + 0.62 * H), min(9, 1.9 + 0.42 * L)
+    figure, axes = pyplot.subplots(figsize=inches, layout="constrained")
+    most = max(float(mass.max()), 0.01)
+    image = axes.imshow((100 * mass).tolist(), cmap="Blues", vmin=0, vmax=100 * most, aspect="auto")
+    if L <= 24 and H <= 16:
+        for layer, head in ((layer, head) for layer in range(L) for head in range(H)):
+            share = float(mass[layer, head])
+            colour = "white" if share > 0.55 * most else "black"
+            axes.text(head, layer, f"{100 * share:.0f}", ha="center", va="center", fontsize=10, color=colour)
+    axes.set_xticks(range(H), [str(head) for head in range(H)], fontsize=9)
+    axes.set_yticks(range(L), [f"h.{layer}" for layer in range(L)], fontsize=9)
+    axes.set_xlabel("head", fontsize=10)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axes, label="share of the attention in %").outline.set_visible(False)
+    figure.suptitle(textwrap.fill(title, int(8 * inches[0])), fontsize=12, x=0.02, ha="left")
+    figure.supxlabel(textwrap.fill(note, int(12 * inches[0])), fontsize=9, x=0.02, ha="left", color=GREY)
     picture = io.BytesIO()
     figure.savefig(picture, dpi=150, format="png", metadata={"Software": None})
     pyplot.close(figure)

@@ -70,7 +70,7 @@ WEIGHTS: tuple[dict[str, Any], ...] = (
     # Where the best lay at the edge, one further; and P-tuning, which did badly, with its other network.
     {"method": "ia3", "lr": 0.3},
     {"method": "adapter", "lr": 1e-2},
-    *({"method": "p_tuning", "encoder": "mlp", "lr": lr} for lr in (1e-3, 3e-4, 3e-3)),
+    *({"method": "p_tuning", "encoder": "mlp", "lr": lr} for lr in (1e-3, 3e-4, 3e-3, 1e-2)),
 )
 """The methods that change weights, and P-tuning, each with its own defaults; the middle rate first."""
 

@@ -24,7 +24,7 @@ from minipeft.corpus import is_held_out
 from minipeft.files import json_bytes, read_json
 from minipeft.generate import Sampling
 from minipeft.gpt2 import GPT2, GPT2Config
-from minipeft.methods import SoftPrompt
+from minipeft.methods import LoRA, SoftPrompt
 from minipeft.pretrain import CONFIGS
 from minipeft.training_state import METRICS_FILE, STATE_FILE
 from minipeft.tuned import CONFIG_FILE, WEIGHTS_FILE, attach, load
@@ -73,6 +73,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     wide = random_model(vocab_size=512, n_positions=64, n_embd=48)
     attach(model, SoftPrompt(length=4)).save(folder / "adapter")
     attach(wide, SoftPrompt(length=4)).save(folder / "wide_adapter")
+    attach(model, LoRA()).save(folder / "lora")
     for name in ("model", "truncated", "junk", "nan", "lacking", "no_json", "other_kind"):
         model.save_pretrained(folder / name)
     weights = {name: folder / name / "model.safetensors" for name in ("truncated", "junk", "nan", "lacking")}
@@ -293,6 +294,14 @@ OTHER_MISTAKES = {
     "inspecting nothing": ("inspect {inputs}/nothing", "there is no file"),
     "inspecting nowhere": ("inspect nowhere", "nowhere is neither a folder nor"),
     "inspecting a wrong width": (f"{INSPECT.replace('adapter', 'wide_adapter')}", "was made for another model"),
+    "attention to no prompt": (
+        "inspect {inputs}/lora --model {inputs}/model --text The",
+        "lora puts nothing before the",
+    ),
+    "attention of a checkpoint": ("inspect {inputs}/model --text The", "--text and --plot are for adapters, and "),
+    "attention to no text": (f"{INSPECT} --text ''", "there are no tokens: the text is empty."),
+    "attention to a long text": (f"{INSPECT} --text '{'The ' * 70}'", "positions, but this model has 64"),
+    "a plot in a folder": (f"{INSPECT} --plot {{inputs}}", "it is a folder; nothing was changed"),
     "inspecting junk": ("inspect {inputs}/junk", "junk/model.safetensors is no whole safetensors file"),
 }
 
@@ -562,6 +571,23 @@ def test_inspect_shows_the_tokens_next_to_a_soft_prompt(run: Run, inputs: Path) 
     assert "(PROMPT_TUNING), 128 numbers" in shown
     assert "nearest tokens" in shown
     assert shown.count(" 1.00 ") >= 4  # an untrained prompt is made of tokens
+
+
+def test_inspect_shows_and_draws_where_attention_goes(run: Run, inputs: Path) -> None:
+    shown = assert_done(run(INSPECT)).out
+    assert "before a text that reads: The film tells the story" in shown
+    drawn = assert_done(run(INSPECT, "--text 'The end of all.' --plot {out}/attention.png"))
+    assert "before a text that reads: The end of all." in drawn.out
+    assert drawn.files()["attention.png"].startswith(b"\x89PNG")
+
+
+def test_inspect_tells_how_an_adapter_was_tuned(run: Run) -> None:
+    tuned = assert_done(run(TUNE, "--init labels"))
+    shown = assert_done(run("inspect {out} --model {inputs}/model")).out
+    assert "method: name=soft_prompt, length=4, init=labels, labels=[" in shown
+    assert "best step: 5\nsteps: 5\n" in shown
+    (tuned.folder / "report.json").write_text("[")
+    assert "SoftPrompt(length=4, " in assert_done(run("inspect {out} --model {inputs}/model")).out
 
 
 def test_inspect_counts_the_parameters_of_a_checkpoint(run: Run, inputs: Path) -> None:

@@ -17,7 +17,7 @@ from tests.tuning import TINY_METHODS, train_steps
 EXACT = 1e-5
 """fp32 sums in another order, on logits of about 1."""
 TOKENS = random_tokens(2, 7)
-MERGED = ("LoRA", "LoRA on q and v", "IA3", "BitFit")
+MERGED = ("LoRA", "LoRA on q and v", "IA3", "BitFit", "full", "last block")
 COMPILED = ("soft prompt", "prefix", "prefix by MLP", "P-tuning by LSTM", "P-tuning by MLP")
 anyone = st.integers(min_value=0, max_value=10**6)
 

@@ -65,3 +65,8 @@ class TrainedCopy(Attachment):
 
     def adapter_tensors(self) -> dict[str, Tensor]:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    @torch.no_grad()
+    def merge_into(self, model: GPT2) -> None:
+        for name, trained in self.adapter_tensors().items():
+            model.get_parameter(name).copy_(trained)
