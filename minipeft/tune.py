@@ -11,7 +11,7 @@ from minipeft.batches import BucketedBatches
 from minipeft.evaluate import evaluate
 from minipeft.files import fingerprint, write_json
 from minipeft.gpt2 import GPT2
-from minipeft.methods import HardPrompt, Method, SoftPrompt, Stack
+from minipeft.methods import HardPrompt, Method, Prefix, PTuning, SoftPrompt, Stack
 from minipeft.seeds import check_seed
 from minipeft.tasks import Encoder, Task, collate
 from minipeft.train import train
@@ -23,17 +23,17 @@ REPORT_FILE = "report.json"
 LEARNING_RATES: Mapping[str, float] = {
     "soft_prompt": 0.01,
     "p_tuning": 1e-3,
+    "p_tuning_mlp": 3e-3,
     "prefix": 0.03,
     "prefix_mlp": 1e-3,
     "lora": 3e-3,
-    "ia3": 0.03,
-    "adapter": 1e-3,
+    "ia3": 0.1,
+    "adapter": 3e-3,
     "llama_adapter": 0.01,
     "bitfit": 3e-3,
     "full": 3e-4,
 }
-"""Soft prompt, prefix and full: the best of their sweeps on movie sentiment with the nano model (`docs/sweep.md`).
-The others: the middle of the range that `recipes/sweep.py --grid weights` is to try; not swept yet."""
+"""The best of each method's sweep on movie sentiment with the nano model: `docs/sweep.md`."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,11 @@ def default_lr(method: Method) -> float:
     """
     if isinstance(method, Stack):
         return min(map(default_lr, method.methods))
-    key = "prefix_mlp" if getattr(method, "reparam", None) else method.name
+    key = method.name
+    if isinstance(method, Prefix) and method.reparam is not None:
+        key = "prefix_mlp"
+    if isinstance(method, PTuning) and method.encoder != "lstm":
+        key = "p_tuning_mlp" if method.encoder == "mlp" else "soft_prompt"
     if key not in LEARNING_RATES:
         raise ValueError(f"{method.name} has nothing to train; use it with eval or generate.")
     return LEARNING_RATES[key]

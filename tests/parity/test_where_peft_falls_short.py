@@ -152,7 +152,7 @@ def test_a_prefix_is_trained_with_every_block_computed_again(kind: str, tmp_path
 # -- 4. going on with training ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["prefix by MLP", "P-tuning by LSTM", "P-tuning by MLP"])
+@pytest.mark.parametrize("kind", TINY_METHODS)
 def test_a_stopped_run_goes_on_to_the_same_bits(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "reviews.tsv").write_text(
         "text\tlabel\n" + "".join(f"{n} is fine\tgood\n{n} is poor\tbad\n" for n in range(20))
@@ -176,10 +176,10 @@ def test_a_stopped_run_goes_on_to_the_same_bits(kind: str, tmp_path: Path, monke
         patched.setattr(mp.Tuned, "loss", stopping)
         with pytest.raises(KeyboardInterrupt):
             run("stopped")
-    network = {name for name in load_file(tmp_path / "stopped" / STATE_FILE) if "transform" in name or "head" in name}
-    assert network
+    network = {name for name in load_file(tmp_path / "stopped" / STATE_FILE) if "transform" in name or "head." in name}
+    assert bool(network) == (kind in ("prefix by MLP", "P-tuning by LSTM", "P-tuning by MLP"))
     resumed = run("stopped", resume=True)
-    assert resumed.keys() == whole.keys() == {"prompt_embeddings"}
+    assert resumed.keys() == whole.keys()
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
 
 
