@@ -159,6 +159,16 @@ def test_how_far_weights_are_moved(kind: str) -> None:
             assert rows[weight][2].startswith(most)
 
 
+def test_weights_that_were_zero_have_moved_without_measure_or_not_at_all() -> None:
+    model = mp.GPT2(random_model().config, seed=0)  # all biases are 0
+    tuned = mp.attach(model, mp.LoRA(rank=2))
+    shake(tuned.attachment, seed=3)
+    assert [row[0] for row in cells(adapter_tables(tuned)[1])] == ["h.*.attn.c_attn.weight"]
+    tuned = mp.attach(model, mp.BitFit())
+    shake(tuned.attachment, seed=3)
+    assert {row[1] for row in cells(adapter_tables(tuned)[1])} == {"inf%"}
+
+
 @torch.no_grad()
 def test_keys_and_values_of_a_prefix_have_the_lengths_shown() -> None:
     tuned = mp.attach(random_model(), mp.Prefix(3, None))
@@ -218,6 +228,7 @@ def test_looking_changes_nothing(training: bool, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ValueError, match="positions, but this model has 32"):
         attention_mass(tuned, random_tokens(1, 30))
     assert [block.attn.attend for block in tuned.model.blocks] == attends
+    assert tuned.training is training
 
 
 @pytest.mark.parametrize("kind", ["LoRA", "full"])

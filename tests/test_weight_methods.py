@@ -16,9 +16,18 @@ from tests.models import farthest, random_model, random_tokens, shake
 from tests.tuning import TINY_METHODS, train_steps
 
 EXACT = 1e-5
-ZERO_AT_FIRST = ["LoRA", "LoRA on q and v", "IA3", "LLaMA-Adapter", "LLaMA-Adapter of PEFT", "BitFit"]
+ZERO_AT_FIRST = [
+    "LoRA",
+    "LoRA on q and v",
+    "IA3",
+    "adapters of Houlsby",
+    "adapters of Lin",
+    "LLaMA-Adapter",
+    "LLaMA-Adapter of PEFT",
+    "BitFit",
+    "LoRA, IA3 and adapters",
+]
 MERGED = ["LoRA", "LoRA on q and v", "IA3", "BitFit", "full", "last block"]
-WEIGHTS = [*ZERO_AT_FIRST, "adapters of Houlsby", "adapters of Lin"]
 
 
 def shaken(method: Method, **shape: Any) -> mp.Tuned:
@@ -36,12 +45,11 @@ def test_a_new_one_changes_nothing(kind: str) -> None:
     assert torch.equal(mp.attach(model, TINY_METHODS[kind])(tokens), model(tokens))
 
 
-@pytest.mark.parametrize("form", ["houlsby", "lin"])
-def test_new_adapters_change_next_to_nothing(form: str) -> None:
-    """They are drawn with a deviation of 1e-3, two of them one after the other: about 1e-6 of what flows through."""
-    model, tokens = random_model(), random_tokens(2, 7)
-    found = mp.attach(model, mp.BottleneckAdapter(width=4, form=form))(tokens)
-    assert 0 < farthest(found, model(tokens)) < 1e-4
+def test_the_first_layer_of_an_adapter_is_drawn_as_by_houlsby() -> None:
+    drawn = Bottleneck(200, 300, "tanh", torch.Generator().manual_seed(0)).W1.detach()
+    assert float(drawn.abs().max()) <= 2e-3  # cut at two deviations of 1e-3
+    assert float(drawn.std()) == pytest.approx(0.880e-3, rel=0.02)  # so many are left of one; 60,000 draws
+    assert float(drawn.mean().abs()) < 2e-5
 
 
 @pytest.mark.parametrize("kind", ["soft prompt", "prefix", "P-tuning by LSTM"])
@@ -187,7 +195,7 @@ def test_p_tuning_compiles_to_a_prefix(kind: str) -> None:
     assert farthest(compiled(tokens), tuned(tokens)) < EXACT
 
 
-@pytest.mark.parametrize("kind", WEIGHTS)
+@pytest.mark.parametrize("kind", ZERO_AT_FIRST)
 def test_two_on_one_base_do_not_disturb_each_other(kind: str) -> None:
     model, tokens = random_model(), random_tokens(2, 7)
     alone = mp.attach(model, TINY_METHODS[kind], seed=1).eval()

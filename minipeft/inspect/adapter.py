@@ -1,5 +1,6 @@
 """What is in an adapter, as tables: its tensors, and what they do to the model."""
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -118,8 +119,8 @@ def _moved(tuned: Tuned) -> Iterator[Table]:
 
 
 def _relative(before: Tensor, after: Tensor) -> float:
-    length = float(before.norm())
-    return float((after - before).norm()) / length if length else float("inf") * float((after != before).any())
+    moved, length = float((after - before).norm()), float(before.norm())
+    return moved / length if length else math.inf if moved else 0.0
 
 
 def _gates(model: GPT2) -> Iterator[Table]:

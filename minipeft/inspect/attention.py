@@ -40,9 +40,11 @@ def attention_mass(tuned: Tuned, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "L
         masses.append(shares[:, :, -T:, :P].sum(dim=-1).mean(dim=(0, 2)))
 
     was_training = tuned.training
-    with _attention_seen_by(note, tuned.model):
-        tuned.eval().hidden(tokens)
-    tuned.train(was_training)
+    try:
+        with _attention_seen_by(note, tuned.model):
+            tuned.eval().hidden(tokens)
+    finally:
+        tuned.train(was_training)
     return torch.stack(masses)
 
 

@@ -3,7 +3,8 @@
     h + W₂ gelu(W₁ h + b₁) + b₂
 
 Houlsby: after each of the two halves of a block, before its input is added. Lin: one after each block, on
-LayerNorm(h) with a norm of its own. Both start so near zero that a new adapter hardly changes anything.
+LayerNorm(h) with a norm of its own. W₂ starts at zero, so that a new adapter changes nothing; Houlsby et al. draw it
+as small as W₁, which moves the logits of nano by 1e-3 before any training.
 Source: Houlsby et al. 2019, §2.1; Lin et al. 2020, §3.
 Trainable numbers: 2·L·(2·D·m + D + m) or, of Lin's, L·(2·D·m + D + m + 2·D).
 """
@@ -94,8 +95,8 @@ class Bottleneck(nn.Module):
     ) -> None:
         super().__init__()
         self.gelu = gelu
-        self.W1, self.W2 = (nn.Parameter(_near_zero(*shape, generator)) for shape in ((hidden, width), (width, hidden)))
-        self.b1, self.b2 = nn.Parameter(torch.zeros(hidden)), nn.Parameter(torch.zeros(width))
+        self.W1, self.b1 = nn.Parameter(_near_zero(hidden, width, generator)), nn.Parameter(torch.zeros(hidden))
+        self.W2, self.b2 = nn.Parameter(torch.zeros(width, hidden)), nn.Parameter(torch.zeros(width))
         self.weight = nn.Parameter(torch.ones(width)) if norm else None
         self.bias = nn.Parameter(torch.zeros(width)) if norm else None
 

@@ -39,8 +39,8 @@ def check_made_for(path: Path, about: dict[str, str], model: GPT2) -> None:
             )
     weights, here = told["weights"], _sample(model)
     most = max(map(abs, here), default=0.0)
-    far = any(abs(a - b) > TOLERANCE * most for a, b in zip(weights, here, strict=False))
-    if far or len(weights) != len(here):
+    near = all(abs(a - b) <= TOLERANCE * most for a, b in zip(weights, here, strict=False))
+    if not near or len(weights) != len(here):
         raise CheckpointError(
             f"{path} was made for another model of the same shape: its token embeddings are not this model's."
         )
