@@ -28,7 +28,7 @@ LEARNING_RATES: Mapping[str, float] = {
     "prefix_mlp": 1e-3,
     "lora": 3e-3,
     "ia3": 0.1,
-    "adapter": 3e-3,
+    "adapter": 1e-3,
     "llama_adapter": 0.01,
     "bitfit": 3e-3,
     "full": 3e-4,
