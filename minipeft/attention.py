@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -62,6 +63,31 @@ def fused_attention(
     if mask is None and T > 1:  # a single query sees every key and needs no mask
         mask = lower_right_mask(T, S, device=q.device)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """In place of a mask: texts of these lengths stand one behind another in one row, and see only themselves."""
+
+    lengths: tuple[int, ...]
+
+
+def attend_row_by_row(
+    attend: Callable[..., Tensor],
+    q: Float[Tensor, "1 H N Dh"],
+    k: Float[Tensor, "1 H S Dh"],
+    v: Float[Tensor, "1 H S Dh"],
+    rows: Rows,
+    dropout: float = 0.0,
+) -> Float[Tensor, "1 H N Dh"]:
+    """`attend` for each text by itself, and nothing for padding; each sees the S - N keys of a memory, too."""
+    M = k.shape[2] - q.shape[2]
+    (memory_k, *own_k), (memory_v, *own_v) = (part.split((M, *rows.lengths), dim=2) for part in (k, v))
+    if M:
+        own_k = [torch.cat([memory_k, own], dim=2) for own in own_k]
+        own_v = [torch.cat([memory_v, own], dim=2) for own in own_v]
+    texts = zip(q.split(rows.lengths, dim=2), own_k, own_v, strict=True)
+    return torch.cat([attend(*text, None, dropout) for text in texts], dim=2)
 
 
 ATTENTION: dict[str, Callable[..., Tensor]] = {"explicit": explicit_attention, "fused": fused_attention}

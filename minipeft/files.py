@@ -104,14 +104,15 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> bytes:
-    """The bytes of a safetensors file, the same for the same tensors."""
+    """The bytes of a safetensors file."""
     from safetensors.torch import save
 
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    data = save(on_cpu, {"format": "pt", **(about or {})})
-    if not about:
-        return data
-    # The library writes several metadata in another order each time, so the header is written again, in one order.
+    return save(on_cpu, {"format": "pt", **(about or {})})
+
+
+def in_one_order(data: bytes) -> bytes:
+    """A safetensors file that is the same for the same tensors: the library shuffles its metadata."""
     length = int.from_bytes(data[:8], "little")
     header = json.dumps(json.loads(data[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode("utf-8")
     header += b" " * (-len(header) % 8)

@@ -19,10 +19,22 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from minipeft.attention import ATTENTION, KVCache, Memory, lower_right_mask, next_positions
+from minipeft.attention import (
+    ATTENTION,
+    FixedMemory,
+    KVCache,
+    Memory,
+    Rows,
+    attend_row_by_row,
+    lower_right_mask,
+    next_positions,
+)
 from minipeft.tokenizer import Tokenizer
 
 NOT_SCORED = -100
+PACKING_PAYS = 1.5e6
+"""From so much on (padding of a row · D²) the products saved take longer than attending row by row: two CPU cores,
+`benchmarks/packing.py`."""
 LARGEST = 10_000_000
 """No number of a model's shape is larger; beyond it, sizes in bytes would overflow."""
 
@@ -83,12 +95,16 @@ class CausalSelfAttention(nn.Module):
         self.attend = ATTENTION["fused"]
 
     def forward(
-        self, x: Float[Tensor, "B T D"], mask: Bool[Tensor, "#B 1 T S"] | None, memory: Memory | None, layer: int
+        self, x: Float[Tensor, "B T D"], mask: Bool[Tensor, "#B 1 T S"] | Rows | None, memory: Memory | None, layer: int
     ) -> Float[Tensor, "B T D"]:
         q, k, v = (self._split_heads(part) for part in self.c_attn(x).chunk(3, dim=-1))
         if memory is not None:
             k, v = memory.extend(layer, k, v)
-        heads = self.attend(q, k, v, mask, self.dropout if self.training else 0.0)
+        dropout = self.dropout if self.training else 0.0
+        if isinstance(mask, Rows):
+            heads = attend_row_by_row(self.attend, q, k, v, mask, dropout)
+        else:
+            heads = self.attend(q, k, v, mask, dropout)
         joined = heads.transpose(1, 2).flatten(2)  # [B, H, T, Dh] -> [B, T, D]
         return F.dropout(self.c_proj(joined), self.dropout, self.training)
 
@@ -121,7 +137,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(
-        self, x: Float[Tensor, "B T D"], mask: Bool[Tensor, "#B 1 T S"] | None, memory: Memory | None, layer: int
+        self, x: Float[Tensor, "B T D"], mask: Bool[Tensor, "#B 1 T S"] | Rows | None, memory: Memory | None, layer: int
     ) -> Float[Tensor, "B T D"]:
         x = x + self.attn(self.ln_1(x), mask, memory, layer)
         return x + self.mlp(self.ln_2(x))
@@ -140,7 +156,8 @@ class GPT2(nn.Module):
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.lm_head = None if config.tied else nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.use_attention(attention)
-        self.recompute = False
+        self.use_loss("plain")
+        self.use_checkpointing(False).use_packing(False)
         if self.wte.weight.device.type != "meta":
             self._initialise(seed)
 
@@ -186,7 +203,11 @@ class GPT2(nn.Module):
         x = x + self.wpe(next_positions(real, memory))
         x = F.dropout(x, self.config.dropout, self.training)
 
-        mask = self._mask(real, memory, padded=attention_mask is not None)
+        mask: Tensor | Rows | None
+        if packed := self._packs(real, memory):
+            x, mask = x[real][None], Rows(tuple(filter(None, real.sum(dim=1).tolist())))  # [1, N, D]
+        else:
+            mask = self._mask(real, memory, padded=attention_mask is not None)
         # A cache must see each token once, so with one nothing is computed again.
         again = self.recompute and self.training and torch.is_grad_enabled() and not isinstance(memory, KVCache)
         for layer, block in enumerate(self.h):
@@ -194,11 +215,18 @@ class GPT2(nn.Module):
             x = checkpoint(block, *inputs, use_reentrant=False) if again else block(*inputs)
         if memory is not None:
             memory.advance(real)
+        if packed:
+            x = x.new_zeros(*real.shape, x.shape[-1]).masked_scatter(real[..., None], x)
         return self.ln_f(x[:, P:])
 
     def logits(self, hidden: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
         """The head: the token embeddings, unless the model has a matrix of its own."""
-        return F.linear(hidden, self.wte.weight if self.lm_head is None else self.lm_head.weight)
+        return F.linear(hidden, self.head)
+
+    @property
+    def head(self) -> Float[Tensor, "V D"]:
+        """The matrix that turns hidden states into logits."""
+        return self.wte.weight if self.lm_head is None else self.lm_head.weight
 
     def loss(
         self,
@@ -211,20 +239,24 @@ class GPT2(nn.Module):
     ) -> Float[Tensor, ""]:
         """Mean cross-entropy in nats of the labels, each predicted from the token before it; -100 is not scored.
 
-        The first label of a row has no token before it and is never scored. Logits exist only where a label is.
-        Raises ValueError if no label is scored.
+        The first label of a row has no token before it, or padding, and is never scored. Logits exist only where a
+        label is. Raises ValueError if no label is scored.
         """
         hidden = self.hidden(tokens, attention_mask, prompt=prompt, memory=memory)
+        if attention_mask is not None:
+            after_padding = F.pad(attention_mask[:, :-1] == 0, (1, 0))
+            labels = labels.masked_fill(after_padding, NOT_SCORED)
         return self.loss_of(hidden, labels)
 
-    def loss_of(self, hidden: Float[Tensor, "B T D"], labels: Int[Tensor, "B T"]) -> Float[Tensor, ""]:
+    def loss_of(
+        self, hidden: Float[Tensor, "B T D"], labels: Int[Tensor, "B T"], label_smoothing: float = 0.0
+    ) -> Float[Tensor, ""]:
         """The loss that `hidden` gives to `labels`: see `loss`."""
         targets = labels[:, 1:]
         scored = targets != NOT_SCORED
         if not bool(scored.any()):
             raise ValueError("no label is scored: every label after the first of its row is -100.")
-        logits = self.logits(hidden[:, :-1][scored])  # [N, V]
-        return F.cross_entropy(logits.float(), targets[scored])
+        return self.label_loss(hidden[:, :-1][scored], self.head, targets[scored], label_smoothing)
 
     @property
     def blocks(self) -> list[Block]:
@@ -258,12 +290,29 @@ class GPT2(nn.Module):
             block.attn.attend = ATTENTION[attention]
         return self
 
+    def use_loss(self, kind: str) -> "GPT2":
+        """Compute losses from all labels' logits at once ("plain") or a few at a time ("chunked"); equal results."""
+        from minipeft.kernels import LOSSES
+
+        if kind not in LOSSES:
+            raise ValueError(f"loss is {kind!r}; it can be {' or '.join(map(repr, LOSSES))}.")
+        self.label_loss = LOSSES[kind]
+        return self
+
     def use_checkpointing(self, on: bool = True) -> "GPT2":
         """While training keep only what goes into each block, and compute the rest again for the gradient.
 
         Less memory for a third more computing; the same gradients. Source: Chen et al. 2016, §3.
         """
         self.recompute = on
+        return self
+
+    def use_packing(self, on: bool = True, always: bool = False) -> "GPT2":
+        """Leave the padding of a batch out of all computing where that pays, or always; equal results.
+
+        The rows then stand one behind another, and only attention takes them one by one.
+        """
+        self.packing = (0.0 if always else PACKING_PAYS) if on else math.inf
         return self
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
@@ -305,6 +354,15 @@ class GPT2(nn.Module):
         before = real.new_ones(B, M) if memory_real is None else memory_real
         real = torch.cat([before, real], dim=1)
         return lower_right_mask(T, real.shape[1], real, device=real.device)
+
+    def _packs(self, real: Bool[Tensor, "B T"], memory: Memory | None) -> bool:
+        """Whether to leave padding out: not where rows have memories of their own, which cannot stand before all."""
+        if math.isinf(self.packing) or not (
+            memory is None or (isinstance(memory, FixedMemory) and memory.keys.shape[1] == 1)
+        ):
+            return False
+        padding_of_a_row = int((~real).sum()) / len(real)
+        return padding_of_a_row * self.config.n_embd**2 > self.packing
 
     @torch.no_grad()
     def _initialise(self, seed: int | None) -> None:

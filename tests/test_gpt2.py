@@ -185,18 +185,28 @@ def test_the_loss_is_the_mean_log_probability_of_the_labels() -> None:
 
 def test_logits_are_computed_only_where_a_label_is(monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model()
-    head, shapes = model.logits, []
+    loss, shapes = model.label_loss, []
 
-    def watched(hidden: Tensor) -> Tensor:
+    def watched(hidden: Tensor, *more: Any) -> Tensor:
         shapes.append(tuple(hidden.shape))
-        return head(hidden)
+        return loss(hidden, *more)
 
-    monkeypatch.setattr(model, "logits", watched)
+    monkeypatch.setattr(model, "label_loss", watched)
+    monkeypatch.setattr(model, "logits", None)
     tokens = random_tokens(2, 8)
     labels = tokens.clone()
     labels[0, :6] = labels[1, 3:] = NOT_SCORED
     model.loss(tokens, labels, prompt=torch.zeros(1, 3, TINY["n_embd"]))
     assert shapes == [(2 + 2, TINY["n_embd"])]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_no_label_is_scored_from_padding(side: str) -> None:
+    model, batch = random_model(), ragged([8, 3, 5], side)
+    labels = batch.tokens.masked_fill(batch.mask == 0, NOT_SCORED)
+    alone = [(len(row) - 1, model.loss(row[None], row[None])) for row in batch.rows]
+    mean = sum(count * loss for count, loss in alone) / sum(count for count, _ in alone)
+    assert farthest(model.loss(batch.tokens, labels, batch.mask), mean) < 1e-5  # fp32 sums in another order
 
 
 def test_a_loss_without_a_label_is_refused() -> None:

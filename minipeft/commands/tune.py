@@ -92,6 +92,7 @@ def tune(
     what = choose_task(task, data, input_column, target, kind)
     check_out(out, resume, overwrite)
     base = load_model(model, device, dtype.value).use_checkpointing(gradient_checkpointing)
+    base.use_loss("chunked").use_packing()
     config = TuneConfig(steps, batch_size, lr, eval_every=eval_every, patience=patience, seed=seed, truncate=truncate)
     try:
         tuned, result = run(base, chosen, what, config, out, resume=resume)

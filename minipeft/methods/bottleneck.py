@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from minipeft.attention import Memory
+from minipeft.attention import Memory, Rows
 from minipeft.gpt2 import GPT2, Block
 from minipeft.methods.base import Attachment, check_count, read_count
 from minipeft.methods.weights import linear, replace, shadow
@@ -118,7 +118,7 @@ class BlockThenAdapter(Block):
         self.adapter = adapter
 
     def forward(
-        self, x: Float[Tensor, "B T D"], mask: Bool[Tensor, "#B 1 T S"] | None, memory: Memory | None, layer: int
+        self, x: Float[Tensor, "B T D"], mask: Bool[Tensor, "#B 1 T S"] | Rows | None, memory: Memory | None, layer: int
     ) -> Float[Tensor, "B T D"]:
         return self.adapter(super().forward(x, mask, memory, layer))
 

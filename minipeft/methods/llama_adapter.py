@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from minipeft.attention import Memory
+from minipeft.attention import Memory, Rows
 from minipeft.gpt2 import GPT2, CausalSelfAttention
 from minipeft.methods.base import Attachment, check_count, read_count
 from minipeft.methods.weights import peft_name, shadow
@@ -95,7 +95,7 @@ class GatedAttention(CausalSelfAttention):
         self.gate = nn.Parameter(torch.zeros(gates))
 
     def forward(
-        self, x: Float[Tensor, "B T D"], mask: Bool[Tensor, "#B 1 T S"] | None, memory: Memory | None, layer: int
+        self, x: Float[Tensor, "B T D"], mask: Bool[Tensor, "#B 1 T S"] | Rows | None, memory: Memory | None, layer: int
     ) -> Float[Tensor, "B T D"]:
         from_text, added = super().forward(x, mask, memory, layer), self._from_prompt(x)
         return from_text + (added if self.after else F.linear(added, self.c_proj.weight))

@@ -349,16 +349,18 @@ def test_a_compiled_prompt_is_exact_and_never_read_again(kind: str, tmp_path: Pa
 
 @pytest.mark.parametrize("kind", TINY_METHODS)
 def test_logits_are_computed_where_a_label_is_and_nowhere_else(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    tuned, shapes, logits = mp.attach(random_model(), TINY_METHODS[kind]), [], mp.GPT2.logits
+    tuned, shapes = mp.attach(random_model(), TINY_METHODS[kind]), []
+    loss = tuned.model.label_loss
 
-    def noted(model: mp.GPT2, hidden: Tensor) -> Tensor:
+    def noted(hidden: Tensor, *more: Any) -> Tensor:
         shapes.append(tuple(hidden.shape))
-        return logits(model, hidden)
+        return loss(hidden, *more)
 
     tokens, labels = labelled_batch()
     labels[1] = -100  # a row without any label
     everywhere = F.cross_entropy(tuned(tokens)[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-    monkeypatch.setattr(mp.GPT2, "logits", noted)
+    monkeypatch.setattr(tuned.model, "label_loss", noted)
+    monkeypatch.setattr(mp.GPT2, "logits", None)
     assert farthest(tuned.loss(tokens, labels), everywhere) < EXACT
     assert shapes == [(2 * 4, 32)]
 

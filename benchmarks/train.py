@@ -1,0 +1,273 @@
+"""Steps of tuning: time and memory of minipeft against `transformers` with `peft`, same batches, same start.
+
+    python benchmarks/train.py                                  # the ragged batch of 8, all methods, both types
+    python benchmarks/train.py --cases e2e-8,e2e-16 --methods prefix,lora --out runs/bench
+
+Every measurement is a process of its own. Seconds are medians of the steps after the warm-up; memory is the highest
+resident set from the first step on, less what the process held before it had a model. `losses apart` is the largest
+difference of any step's loss. Ratios above 1 are in our favour.
+"""
+
+import argparse
+import csv
+import io
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+METHODS = ("soft_prompt", "prefix", "prefix_mlp", "lora", "full")
+CASES = ("ragged-8", "e2e-8", "e2e-16")
+DTYPES = ("float32", "bfloat16")
+SHAPES = {"small": {}, "medium": {"n_layer": 24, "n_head": 16, "n_embd": 1024}}
+PROMPT, MLP, RANK = 20, 512, 8
+WARM_UP = 2
+EOT = 50256
+E2E = Path(__file__).parents[2] / "shared" / "data" / "e2e_nlg" / "e2e-dataset.zip"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", default="ragged-8", help=", ".join(CASES))
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--dtypes", default=",".join(DTYPES))
+    parser.add_argument("--shape", choices=SHAPES, default="small")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument(
+        "--switches", default="chunked,packing", help="of chunked, packing, compile; none: the plain code"
+    )
+    parser.add_argument("--e2e", type=Path, default=E2E, help="e2e-dataset.zip")
+    parser.add_argument("--out", type=Path, help="append each row to OUT/train.jsonl")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measure(**json.loads(options.one))))
+        return
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for case in options.cases.split(","):
+            write_batches(Path(folder), case, options)
+            for method in options.methods.split(","):
+                for dtype in options.dtypes.split(","):
+                    rows.append(compare(folder, case, method, dtype, options))
+                    print(shown(rows[-1]), flush=True)
+                    if options.out:
+                        options.out.mkdir(parents=True, exist_ok=True)
+                        with open(options.out / "train.jsonl", "a") as file:
+                            file.write(json.dumps(rows[-1]) + "\n")
+
+
+def compare(folder: str, case: str, method: str, dtype: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Both on the same steps; peft goes first, since it writes the start that we read."""
+    found: dict[str, Any] = {}
+    for who in ("theirs", "ours"):
+        one = {"who": who, "folder": folder, "case": case, "method": method, "dtype": dtype, "shape": options.shape}
+        one |= {"steps": options.steps, "switches": options.switches}
+        command = [sys.executable, "-W", "ignore", __file__, "--one", json.dumps(one)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(done.stderr)
+        found[who] = json.loads(done.stdout.splitlines()[-1])
+    ours, theirs = found["ours"], found["theirs"]
+    return {
+        "case": case,
+        "shape": options.shape,
+        "method": method,
+        "dtype": dtype,
+        "switches": options.switches,
+        "faster": theirs["seconds"] / ours["seconds"],
+        "memory_ratio": ours["memory"] / theirs["memory"],
+        "losses_apart": max(abs(a - b) for a, b in zip(ours["losses"], theirs["losses"], strict=True)),
+        "ours": {key: ours[key] for key in ("seconds", "memory")},
+        "theirs": {key: theirs[key] for key in ("seconds", "memory")},
+    }
+
+
+def shown(row: dict[str, Any]) -> str:
+    seconds = f"{row['theirs']['seconds']:.2f} s -> {row['ours']['seconds']:.2f} s"
+    memory = f"{row['theirs']['memory'] / 1e9:.2f} GB -> {row['ours']['memory'] / 1e9:.2f} GB"
+    return (
+        f"{row['case']:9} {row['method']:11} {row['dtype']:8} {row['faster']:5.2f} x as fast ({seconds}), "
+        f"{row['memory_ratio']:.2f} of the memory ({memory}), losses apart {row['losses_apart']:.0e}"
+    )
+
+
+# -- batches ----------------------------------------------------------------------------------------------------------
+
+
+def write_batches(folder: Path, case: str, options: argparse.Namespace) -> None:
+    """Token ids and labels of every step, as JSON: real rows, not padded yet."""
+    import random
+
+    draw = random.Random(0)
+    if case == "ragged-8":
+        steps = [[ragged_row(draw, length) for length in lengths(draw)] for _ in range(options.steps)]
+    else:
+        rows = list(e2e_rows(options.e2e))
+        steps = [draw.sample(rows, int(case.removeprefix("e2e-"))) for _ in range(options.steps)]
+    (folder / f"{case}.json").write_text(json.dumps(steps))
+
+
+def lengths(draw: Any) -> list[int]:
+    """Eight lengths from 64 to 128, 862 tokens together."""
+    while sum(found := [draw.randint(64, 128) for _ in range(8)]) != 862:
+        pass
+    return found
+
+
+def ragged_row(draw: Any, length: int) -> list[list[int]]:
+    """Random tokens, of which the second half is learned."""
+    ids = [draw.randrange(50000) for _ in range(length)]
+    return [ids, [-100] * (length // 2) + ids[length // 2 :]]
+
+
+def e2e_rows(path: Path) -> Any:
+    """Meaning and text of the E2E training set, as GPT-2 tokens; the meaning is not learned."""
+    from minipeft.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.gpt2()
+    with zipfile.ZipFile(path) as archive:
+        table = csv.DictReader(io.StringIO(archive.read("e2e-dataset/trainset.csv").decode("utf-8")))
+        for number, row in enumerate(table):
+            if number % 20 == 0:
+                source = [*tokenizer.encode(row["mr"] + " "), EOT]
+                target = [*tokenizer.encode(" " + row["ref"] + " "), EOT]
+                yield [source + target, [-100] * len(source) + target]
+
+
+def padded(rows: list[list[list[int]]]) -> Any:
+    """Tokens, labels and mask of a batch, padded on the right."""
+    import torch
+
+    T = max(len(ids) for ids, _ in rows)
+    tokens = torch.tensor([ids + [EOT] * (T - len(ids)) for ids, _ in rows])
+    labels = torch.tensor([marks + [-100] * (T - len(marks)) for _, marks in rows])
+    mask = torch.tensor([[1] * len(ids) + [0] * (T - len(ids)) for ids, _ in rows])
+    return tokens, labels, mask
+
+
+# -- one measurement --------------------------------------------------------------------------------------------------
+
+
+def measure(
+    who: str, folder: str, case: str, method: str, dtype: str, shape: str, steps: int, switches: str
+) -> dict[str, Any]:
+    """Seconds of a step, memory in bytes, and every loss."""
+    import peft  # noqa: F401, both have everything imported, so that memory is that of the work
+    import torch
+    import transformers  # noqa: F401
+
+    import minipeft  # noqa: F401
+
+    torch.manual_seed(0)
+    batches = [padded(rows) for rows in json.loads((Path(folder) / f"{case}.json").read_text())]
+    before = resident("VmRSS")
+    make = theirs if who == "theirs" else ours
+    parameters, loss_of = make(Path(folder), method, getattr(torch, dtype), SHAPES[shape], switches)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
+    Path("/proc/self/clear_refs").write_text("5")  # the highest resident set counts from here
+    seconds, losses = [], []
+    for batch in batches:
+        start = time.perf_counter()
+        loss = loss_of(*batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+        del loss
+        seconds.append(time.perf_counter() - start)
+    return {
+        "seconds": statistics.median(seconds[WARM_UP:]),
+        "memory": resident("VmHWM") - before,
+        "losses": losses,
+    }
+
+
+def resident(which: str) -> int:
+    """Bytes of this process's resident set now ("VmRSS") or at its highest ("VmHWM"); Linux."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(which))
+    return 1024 * int(line.split()[1])
+
+
+def theirs(folder: Path, method: str, dtype: Any, shape: dict[str, int], _: str) -> Any:
+    """`transformers` with `peft`, used as their documentation does."""
+    import peft
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    base, start = folder / "base", folder / "start"
+    if not base.exists():
+        torch.manual_seed(0)
+        GPT2LMHeadModel(GPT2Config(**shape)).save_pretrained(base)
+    model = GPT2LMHeadModel.from_pretrained(base, dtype=torch.float32 if method == "full" else dtype)
+    common = {"task_type": "CAUSAL_LM"}
+    configs = {
+        "soft_prompt": lambda: peft.PromptTuningConfig(**common, num_virtual_tokens=PROMPT),
+        "prefix": lambda: peft.PrefixTuningConfig(**common, num_virtual_tokens=PROMPT),
+        "prefix_mlp": lambda: peft.PrefixTuningConfig(
+            **common, num_virtual_tokens=PROMPT, prefix_projection=True, encoder_hidden_size=MLP
+        ),
+        "lora": lambda: peft.LoraConfig(
+            **common, r=RANK, lora_alpha=16, target_modules=["c_attn"], fan_in_fan_out=True
+        ),
+    }
+    model.config.attn_pdrop = model.config.resid_pdrop = model.config.embd_pdrop = 0.0
+    if method != "full":
+        model = peft.get_peft_model(model, configs[method]())
+        if method == "prefix_mlp":
+            torch.save(model.prompt_encoder.state_dict(), start.with_suffix(".pt"))
+        else:
+            model.save_pretrained(start / method)
+    for module in model.modules():  # no dropout, so that losses can be compared
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    model.train()
+    context = torch.autocast("cpu", dtype=dtype, enabled=method == "full" and dtype != torch.float32)
+
+    def loss_of(tokens: Any, labels: Any, mask: Any) -> Any:
+        with context:
+            return model(input_ids=tokens, attention_mask=mask, labels=labels).loss
+
+    return [parameter for parameter in model.parameters() if parameter.requires_grad], loss_of
+
+
+def ours(folder: Path, method: str, dtype: Any, shape: dict[str, int], switches: str) -> Any:
+    """minipeft from the same start, with its switches."""
+    import torch
+
+    import minipeft as mp
+    from minipeft.kernels.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    on = set(filter(None, switches.split(",")))
+    base = mp.GPT2.from_pretrained(folder / "base", dtype=torch.float32 if method == "full" else dtype)
+    base.use_loss("chunked" if "chunked" in on else "plain").use_packing("packing" in on)
+    if method == "full":
+        tuned = mp.attach(base, mp.FullFinetuning())
+    elif method == "prefix_mlp":
+        tuned = mp.attach(base, mp.Prefix(PROMPT, MLP))
+        found = torch.load(folder / "start.pt", weights_only=True)
+        state = {f"encoder.{name.removeprefix('default.')}": tensor for name, tensor in found.items()}
+        tuned.attachment.load_state_dict(state)
+    else:
+        tuned = mp.load(folder / "start" / method, base)
+    tuned.train()
+    if "compile" in on:
+        for block in tuned.model.blocks:
+            block.compile()
+    context = torch.autocast("cpu", dtype=dtype, enabled=method == "full" and dtype != torch.float32)
+
+    def loss_of(tokens: Any, labels: Any, mask: Any) -> Any:
+        with context:
+            return tuned.loss(tokens, labels, mask)
+
+    return list(tuned.trainable_parameters().values()), loss_of
+
+
+if __name__ == "__main__":
+    main()
