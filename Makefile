@@ -15,7 +15,7 @@ export MINIPEFT_CORPUS
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint lessons lab clean
+.PHONY: help demo test lint lessons bench lab clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -34,6 +34,10 @@ lint: .venv/.installed-test ## formatting, lint rules and types
 
 lessons: .venv/.installed-test ## make the notebooks from lessons/src, and run the solved ones
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python lessons/build.py
+
+bench: .venv/.installed-test ## speed and memory beside transformers and peft: keep the machine idle, about 30 minutes
+	for each in loading allocator loss packing; do HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/$$each.py || exit 1; done
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/train.py --cases ragged-8,e2e-8 --dtypes float32 --out runs/bench
 
 lab: .venv/.installed-test ## open the lessons in JupyterLab
 	cd lessons && ../$(BIN)/python -m jupyter lab

@@ -1,6 +1,7 @@
 """What makes it fast computes what the plain version computes, and allocates no more than it promises."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -96,6 +97,27 @@ def test_no_step_of_tuning_makes_more_logits_than_a_chunk(kind: str, monkeypatch
         most[loss] = seen.most
         assert all(parameter.grad is None for parameter in tuned.base.parameters())
     assert most == {"plain": 3 * 4, "chunked": 5}
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the resident set as Linux tells it")
+@pytest.mark.parametrize("kind", ["soft prompt", "prefix by MLP", "LoRA", "full"])
+def test_the_memory_of_a_step_does_not_grow(kind: str) -> None:
+    model = random_model(n_embd=64, vocab_size=5000).use_loss("chunked").use_packing(always=True)
+    tuned, batch = mp.attach(model, TINY_METHODS[kind]), ragged([30 - 4, 7, 20], "right")
+    labels = batch.tokens.masked_fill(batch.mask == 0, -100)
+    optimizer = torch.optim.AdamW(tuned.trainable_parameters().values(), lr=1e-3, fused=True)
+
+    def resident_after(steps: int) -> int:
+        for _ in range(steps):
+            tuned.loss(batch.tokens, labels, batch.mask).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
+        return int(line.split()[1])
+
+    before = resident_after(20)
+    # A step's logits alone are 1 MB; if 200 steps left only these behind, it would be 200 MB.
+    assert resident_after(200) - before < 20_000
 
 
 # -- batches without padding ------------------------------------------------------------------------------------------

@@ -118,7 +118,7 @@ for batch in noise:
 with torch.no_grad():
     honest = tiny.loss(noise[0], noise[0])
 guess = torch.tensor(64.0).log()
-print(f"unshifted loss {float(loss):.3f}; the honest one {honest:.1f}, a blind guess {guess:.1f}")
+print(f"unshifted loss {loss.item():.3f}; the honest one {honest:.1f}, a blind guess {guess:.1f}")
 assert loss < 0.1
 assert honest > guess
 
