@@ -236,6 +236,7 @@ class GPT2(nn.Module):
         *,
         prompt: Float[Tensor, "#B P D"] | None = None,
         memory: Memory | None = None,
+        label_smoothing: float = 0.0,
     ) -> Float[Tensor, ""]:
         """Mean cross-entropy in nats of the labels, each predicted from the token before it; -100 is not scored.
 
@@ -246,7 +247,7 @@ class GPT2(nn.Module):
         if attention_mask is not None:
             after_padding = F.pad(attention_mask[:, :-1] == 0, (1, 0))
             labels = labels.masked_fill(after_padding, NOT_SCORED)
-        return self.loss_of(hidden, labels)
+        return self.loss_of(hidden, labels, label_smoothing)
 
     def loss_of(
         self, hidden: Float[Tensor, "B T D"], labels: Int[Tensor, "B T"], label_smoothing: float = 0.0

@@ -135,10 +135,13 @@ class Tuned(nn.Module):
         tokens: Int[Tensor, "B T"],
         labels: Int[Tensor, "B T"],
         attention_mask: Int[Tensor, "B T"] | Bool[Tensor, "B T"] | None = None,
+        label_smoothing: float = 0.0,
     ) -> Float[Tensor, ""]:
         """Mean cross-entropy of the labels that are not -100: see `GPT2.loss`."""
         doors = self.doors()
-        return self.model.loss(tokens, labels, attention_mask, prompt=doors.prompt, memory=doors.memory)
+        return self.model.loss(
+            tokens, labels, attention_mask, prompt=doors.prompt, memory=doors.memory, label_smoothing=label_smoothing
+        )
 
     def generate(self, prompts: Prompts, max_new_tokens: int = 64, **sampling: Any) -> Prompts:
         """Continue `prompts`; options are those of `Sampling`: temperature, top_k, top_p, seed. See `generate`."""

@@ -60,6 +60,16 @@ def test_smoothing_spreads_a_share_of_each_target() -> None:
         assert farthest(loss(hidden, head, torch.arange(5), 0.1), expected) < EXACT * 10
 
 
+@pytest.mark.parametrize("kind", ["soft prompt", "prefix", "LoRA"])
+def test_a_tuned_model_smooths_its_labels(kind: str) -> None:
+    tuned, (tokens, labels) = mp.attach(random_model(), TINY_METHODS[kind]), labelled_batch()
+    logits = tuned(tokens)[:, :-1].flatten(0, 1)
+    expected = torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), label_smoothing=0.2)
+    for way in ("plain", "chunked"):
+        tuned.model.use_loss(way)
+        assert farthest(tuned.loss(tokens, labels, label_smoothing=0.2), expected) < EXACT * 10
+
+
 def test_a_frozen_head_gets_no_gradient_and_evaluating_computes_none() -> None:
     hidden, head = torch.randn(300, 8, requires_grad=True), torch.randn(50, 8)
     chunked_label_loss(hidden, head, torch.randint(50, (300,))).backward()
