@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from resident import resident
+
 REPEATS = 5
 DTYPES = ("float32", "bfloat16")
 
@@ -65,23 +67,14 @@ def load_once(who: str, folder: str, dtype: str) -> dict[str, float]:
 
     kind = getattr(torch, dtype)
     gc.collect()
-    before, started = peak_bytes(), time.perf_counter()
+    before, started = resident("VmHWM"), time.perf_counter()
     if who == "ours":
         model: torch.nn.Module = mp.GPT2.from_pretrained(folder, dtype=kind)
     else:
         model = GPT2LMHeadModel.from_pretrained(folder, dtype=kind)
     seconds = time.perf_counter() - started
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    return {"seconds": seconds, "memory": (peak_bytes() - before) / size}
-
-
-def peak_bytes() -> float:
-    """The largest resident set of this process so far."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return float("nan")
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    return 1024 * float(line.split()[1])
+    return {"seconds": seconds, "memory": (resident("VmHWM") - before) / size}
 
 
 def write_checkpoint(folder: str) -> None:

@@ -12,8 +12,9 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
+
+from resident import resident
 
 REPEATS = 7
 LABELS, WIDTH, VOCABULARY = 432, 768, 50257
@@ -72,11 +73,6 @@ def measure(way: str, dtype: str, trained: bool, labels: int) -> dict[str, float
         loss_of(hidden, weight, targets).backward()
         seconds.append(time.perf_counter() - start)
     return {"seconds": statistics.median(seconds[2:]), "memory": resident("VmHWM") - before}
-
-
-def resident(which: str) -> int:
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(which))
-    return 1024 * int(line.split()[1])
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from resident import resident
+
 METHODS = ("soft_prompt", "prefix", "prefix_mlp", "lora", "full")
 CASES = ("ragged-8", "e2e-8", "e2e-16")
 DTYPES = ("float32", "bfloat16")
@@ -120,10 +122,9 @@ def lengths(draw: Any) -> list[int]:
     return found
 
 
-def ragged_row(draw: Any, length: int) -> list[list[int]]:
+def ragged_row(draw: Any, length: int) -> dict[str, Any]:
     """Random tokens, of which the second half is learned."""
-    ids = [draw.randrange(50000) for _ in range(length)]
-    return [ids, [-100] * (length // 2) + ids[length // 2 :]]
+    return {"ids": [draw.randrange(50000) for _ in range(length)], "target_starts": length // 2}
 
 
 def e2e_rows(path: Path) -> Any:
@@ -137,18 +138,7 @@ def e2e_rows(path: Path) -> Any:
             if number % 20 == 0:
                 source = [*tokenizer.encode(row["mr"] + " "), EOT]
                 target = [*tokenizer.encode(" " + row["ref"] + " "), EOT]
-                yield [source + target, [-100] * len(source) + target]
-
-
-def padded(rows: list[list[list[int]]]) -> Any:
-    """Tokens, labels and mask of a batch, padded on the right."""
-    import torch
-
-    T = max(len(ids) for ids, _ in rows)
-    tokens = torch.tensor([ids + [EOT] * (T - len(ids)) for ids, _ in rows])
-    labels = torch.tensor([marks + [-100] * (T - len(marks)) for _, marks in rows])
-    mask = torch.tensor([[1] * len(ids) + [0] * (T - len(ids)) for ids, _ in rows])
-    return tokens, labels, mask
+                yield {"ids": source + target, "target_starts": len(source)}
 
 
 # -- one measurement --------------------------------------------------------------------------------------------------
@@ -162,10 +152,11 @@ def measure(
     import torch
     import transformers  # noqa: F401
 
-    import minipeft  # noqa: F401
+    from minipeft.tasks.base import Encoded, collate
 
     torch.manual_seed(0)
-    batches = [padded(rows) for rows in json.loads((Path(folder) / f"{case}.json").read_text())]
+    steps_of_rows = json.loads((Path(folder) / f"{case}.json").read_text())
+    batches = [collate([Encoded(**row) for row in rows], EOT) for rows in steps_of_rows]
     before = resident("VmRSS")
     make = theirs if who == "theirs" else ours
     parameters, loss_of = make(Path(folder), method, getattr(torch, dtype), SHAPES[shape], switches)
@@ -174,7 +165,7 @@ def measure(
     seconds, losses = [], []
     for batch in batches:
         start = time.perf_counter()
-        loss = loss_of(*batch)
+        loss = loss_of(batch.tokens, batch.labels, batch.attention_mask.long())
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -186,12 +177,6 @@ def measure(
         "memory": resident("VmHWM") - before,
         "losses": losses,
     }
-
-
-def resident(which: str) -> int:
-    """Bytes of this process's resident set now ("VmRSS") or at its highest ("VmHWM"); Linux."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(which))
-    return 1024 * int(line.split()[1])
 
 
 def theirs(folder: Path, method: str, dtype: Any, shape: dict[str, int], _: str) -> Any:

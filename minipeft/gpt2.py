@@ -29,6 +29,7 @@ from minipeft.attention import (
     lower_right_mask,
     next_positions,
 )
+from minipeft.kernels import LOSSES
 from minipeft.tokenizer import Tokenizer
 
 NOT_SCORED = -100
@@ -293,8 +294,6 @@ class GPT2(nn.Module):
 
     def use_loss(self, kind: str) -> "GPT2":
         """Compute losses from all labels' logits at once ("plain") or a few at a time ("chunked"); equal results."""
-        from minipeft.kernels import LOSSES
-
         if kind not in LOSSES:
             raise ValueError(f"loss is {kind!r}; it can be {' or '.join(map(repr, LOSSES))}.")
         self.label_loss = LOSSES[kind]

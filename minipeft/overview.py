@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from minipeft.gpt2 import GPT2, GPT2Config
+from minipeft.gpt2 import GPT2Config
 from minipeft.methods import (
     IA3,
     BitFit,
@@ -18,6 +18,7 @@ from minipeft.methods import (
     PTuning,
     SoftPrompt,
 )
+from minipeft.methods.base import without_weights
 
 BYTES = 4
 """Trained numbers are kept as fp32."""
@@ -212,9 +213,8 @@ def count(method: Method, config: GPT2Config) -> Count:
 
     Raises ValueError if the settings do not fit the shape.
     """
-    with torch.device("meta"):
-        _, attachment = method.attach_to(GPT2(config), None)
-        shapes = attachment.adapter_shapes().values()
+    attachment = without_weights(method, config)
+    shapes = attachment.adapter_shapes().values()
     trained = sum(parameter.numel() for parameter in attachment.parameters() if parameter.requires_grad)
     return Count(trained, sum(torch.Size(shape).numel() for shape in shapes))
 

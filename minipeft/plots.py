@@ -1,5 +1,6 @@
 """Pictures: colour-blind safe, the finding in the title, readable at notebook width."""
 
+import io
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,13 +21,7 @@ def accuracy_bars(rows: Sequence[dict[str, Any]], title: str, path: str | Path) 
 
     `rows`: dicts with `method`, `trainable`, `test`, `error`; the first is the baseline. Writes a PNG.
     """
-    import io
-
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = _pyplot()
     figure, axes = pyplot.subplots(figsize=(8, 0.62 * len(rows) + 1.4), layout="constrained")
     names = [f"{row['method']}\n{trained_text(row['trainable'])}" for row in rows]
     colours = [GREY if not row["trainable"] else ORANGE if row["method"].startswith("full") else BLUE for row in rows]
@@ -42,10 +37,7 @@ def accuracy_bars(rows: Sequence[dict[str, Any]], title: str, path: str | Path) 
     axes.set_xlabel("test accuracy in % (bars: ± 2 standard errors; axis starts at 40)", fontsize=10)
     axes.set_title(title, fontsize=12, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=150, format="png", metadata={"Software": None})
-    pyplot.close(figure)
-    write_atomically(path, picture.getvalue())
+    _write(figure, path)
 
 
 def head_map(mass: "Float[Tensor, 'L H']", title: str, note: str, path: str | Path) -> None:
@@ -53,13 +45,7 @@ def head_map(mass: "Float[Tensor, 'L H']", title: str, note: str, path: str | Pa
 
     The numbers stand in it, in percent, as long as they can be read.
     """
-    import io
-
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = _pyplot()
     L, H = mass.shape
     inches = min(9, 2.4 + 0.62 * H), min(9, 1.9 + 0.42 * L)
     figure, axes = pyplot.subplots(figsize=inches, layout="constrained")
@@ -78,12 +64,27 @@ def head_map(mass: "Float[Tensor, 'L H']", title: str, note: str, path: str | Pa
     figure.colorbar(image, ax=axes, label="share of the attention in %").outline.set_visible(False)
     figure.suptitle(textwrap.fill(title, int(8 * inches[0])), fontsize=12, x=0.02, ha="left")
     figure.supxlabel(textwrap.fill(note, int(12 * inches[0])), fontsize=9, x=0.02, ha="left", color=GREY)
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=150, format="png", metadata={"Software": None})
-    pyplot.close(figure)
-    write_atomically(path, picture.getvalue())
+    _write(figure, path)
 
 
 def trained_text(trainable: int) -> str:
     """ "nothing trained", or how many numbers are."""
     return f"{trainable:,} numbers trained" if trainable else "nothing trained"
+
+
+def _pyplot() -> Any:
+    """matplotlib for files, without a window."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _write(figure: Any, path: str | Path) -> None:
+    """The figure as a PNG, with the same bytes for the same picture; it is closed."""
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=150, format="png", metadata={"Software": None})
+    _pyplot().close(figure)
+    write_atomically(path, picture.getvalue())

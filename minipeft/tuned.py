@@ -25,7 +25,7 @@ from minipeft.files import (
 from minipeft.generate import Prompts, Sampling, generate
 from minipeft.gpt2 import GPT2
 from minipeft.methods import Attachment, HardPrompt, Method, Prefix, Stack, method_of
-from minipeft.methods.base import Doors, shared_peft_config
+from minipeft.methods.base import Doors, shared_peft_config, without_weights
 from minipeft.methods.made_for import base_told, check_made_for
 from minipeft.methods.prefix import keys_and_values
 from minipeft.methods.weights import copied
@@ -60,9 +60,8 @@ def load(folder: str | Path, model: GPT2) -> "Tuned":
         raise CheckpointError(f"{pickled} is a pickle, which could run code; let PEFT save it again as safetensors.")
     tensors, about = read_tensors(weights_path)
     check_made_for(weights_path, about, model)
-    try:
-        with torch.device("meta"):  # whatever numbers the settings hold, they cost no memory until they are checked
-            shapes = method.attach_to(model, None)[1].adapter_shapes()
+    try:  # whatever numbers the settings hold, they cost no memory until they are checked
+        shapes = without_weights(method, model.config).adapter_shapes()
     except ValueError as error:
         raise CheckpointError(f"{config_path}: {error}") from None
     check_keys(weights_path, set(tensors), set(shapes))
@@ -192,11 +191,10 @@ class Tuned(nn.Module):
 
         Raises ValueError for methods that are no change of weights.
         """
+        if reason := self.attachment.unmergeable():
+            raise ValueError(f"{self.method.name} cannot be merged: {reason}.")
         merged = copied(self.base).eval()
-        try:
-            self.attachment.merge_into(merged)
-        except ValueError as error:
-            raise ValueError(f"{self.method.name} cannot be merged: {error}.") from None
+        self.attachment.merge_into(merged)
         return merged
 
     @torch.no_grad()
@@ -205,11 +203,11 @@ class Tuned(nn.Module):
 
         Exact, since in a causal model neither depends on the text behind it. Raises ValueError for other methods.
         """
-        doors = self.attachment.doors()
         if isinstance(self.method, Stack):
             raise ValueError(
                 "a stack cannot be one prefix; compile the prompt of a model that the rest was merged into."
             )
+        doors = self.attachment.doors()
         if doors.memory is not None:
             flat = self.attachment.adapter_tensors()["prompt_embeddings"]
         elif doors.prompt is not None:

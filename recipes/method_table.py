@@ -80,11 +80,10 @@ def in_small(entry: Entry) -> tuple[str, str]:
 def numbers(entry: Entry) -> Iterator[str]:
     yield f"`{entry.call}`"
     yield entry.trained
-    for name in SIZES.values():
-        yield f"{count(entry.method, PUBLIC[name].config).trained:,}"
-    small = count(entry.method, PUBLIC["gpt2"].config)
-    yield f"{small.kept:,}"
-    yield size_told(small.size)
+    found = [count(entry.method, PUBLIC[name].config) for name in SIZES.values()]
+    yield from (f"{size.trained:,}" for size in found)
+    yield f"{found[0].kept:,}"
+    yield size_told(found[0].size)
 
 
 def source(entry: Entry) -> str:
@@ -94,9 +93,8 @@ def source(entry: Entry) -> str:
 def markdown(head: tuple[str, ...], rows: list[tuple[str, ...]], right: int = 0) -> str:
     """A table whose last `right` columns are numbers."""
     rules = ["---"] * (len(head) - right) + ["---:"] * right
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, *rows)).replace(
-        f"| {' | '.join(head)} |", f"| {' | '.join(head)} |\n|{'|'.join(rules)}|", 1
-    )
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
+    return "\n".join([lines[0], f"|{'|'.join(rules)}|", *lines[1:]])
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ The pairs are those of tests/parity, where the same differences are held below 1
 
 import tempfile
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,8 @@ import torch
 
 from tests.models import farthest
 from tests.parity import test_peft, test_peft_weights
+from tests.parity.training import STEPS, apart_after_training, shifted_loss
 from tests.tuning import labelled_batch
-
-STEPS = 20
 
 
 def main() -> None:
@@ -49,17 +49,8 @@ def after_training(module: Any, kind: str) -> tuple[float, float]:
     """The largest difference of any step's loss, and of any trained tensor after the last."""
     with tempfile.TemporaryDirectory() as folder:
         tuned, wrapped = module.pair(Path(folder), kind, {})
-    pairs, apart = module.same_parameters(tuned, wrapped), []
-    optimizers = [torch.optim.AdamW([pair[side] for pair in pairs], lr=1e-2) for side in (0, 1)]
-    for step in range(STEPS):
-        tokens, labels = labelled_batch(step)
-        losses = tuned.loss(tokens, labels), their_loss(module, wrapped, kind, tokens, labels)
-        apart.append(abs(losses[0].item() - losses[1].item()))
-        for loss, optimizer in zip(losses, optimizers, strict=True):
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    return max(apart), max(farthest(mine, other.reshape(mine.shape)) for mine, other in pairs)
+    theirs = partial(their_loss, module, wrapped, kind)
+    return apart_after_training(tuned.loss, theirs, module.same_parameters(tuned, wrapped))
 
 
 def their_logits(module: Any, wrapped: Any, kind: str, tokens: torch.Tensor) -> torch.Tensor:
@@ -69,8 +60,7 @@ def their_logits(module: Any, wrapped: Any, kind: str, tokens: torch.Tensor) -> 
 
 
 def their_loss(module: Any, wrapped: Any, kind: str, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    logits = their_logits(module, wrapped, kind, tokens)[:, :-1].flatten(0, 1)
-    return torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=-100)
+    return shifted_loss(their_logits(module, wrapped, kind, tokens), labels)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import math
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 
 import torch
 import torch.nn.functional as F
@@ -98,11 +97,9 @@ def _lengths(keys: Float[Tensor, "L H P Dh"], values: Float[Tensor, "L H P Dh"])
 
 def _moved(tuned: Tuned) -> Iterator[Table]:
     """How far each weight is from the base's: ‖W' − W‖ / ‖W‖, for methods that are a change of weights."""
-    merged = None
-    with suppress(ValueError):  # no change of weights
-        merged = tuned.merge()
-    if merged is None:
+    if tuned.attachment.unmergeable():
         return
+    merged = tuned.merge()
     changes: dict[str, dict[str, float]] = {}
     for (name, before), after in zip(tuned.base.named_parameters(), merged.parameters(), strict=True):
         one = re.match(r"(h\.\d+)\.(.+)", name)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from minipeft.attention import FixedMemory
 from minipeft.files import CheckpointError
-from minipeft.gpt2 import GPT2, LARGEST
+from minipeft.gpt2 import GPT2, LARGEST, GPT2Config
 
 COMMON_TOKENS = 5000
 """GPT-2's merges stand in order of frequency, so its lowest ids are its most common tokens."""
@@ -53,11 +53,13 @@ class Attachment(nn.Module):
             tensor.copy_(tensors[name])
 
     def merge_into(self, model: GPT2) -> None:
-        """Change the weights of `model`, a copy of the base, to what the method makes of them.
+        """Change the weights of `model`, a copy of the base, to what the method makes of them; see `unmergeable`."""
+        raise NotImplementedError
 
-        Raises ValueError if the method is no change of weights.
-        """
-        raise ValueError("it is no change of the model's weights")
+    def unmergeable(self) -> str | None:
+        """Why it cannot be merged into weights; None if it can."""
+        only_here = type(self).merge_into is Attachment.merge_into
+        return "it is no change of the model's weights" if only_here else None
 
 
 @runtime_checkable
@@ -90,6 +92,15 @@ class Method(Protocol):
     def from_peft_config(cls, config: dict[str, Any], model: GPT2, path: Path) -> "Method":
         """The method that wrote such settings. Raises CheckpointError if they do not fit the model."""
         ...
+
+
+def without_weights(method: Method, config: GPT2Config) -> Attachment:
+    """The trainable part that a GPT-2 of this shape would get: its names and shapes, and no memory for either.
+
+    Raises ValueError if the settings do not fit the shape.
+    """
+    with torch.device("meta"):
+        return method.attach_to(GPT2(config), None)[1]
 
 
 def shared_peft_config(method: Method) -> dict[str, Any]:

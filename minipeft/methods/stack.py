@@ -92,8 +92,12 @@ class Stacked(Attachment):
             part.load_adapter_tensors({key[len(own) :]: t for key, t in tensors.items() if key.startswith(own)})
 
     def merge_into(self, model: GPT2) -> None:
-        for name, part in zip(self._names, self._each(), strict=True):
-            _merge(name, part, model)
+        for part in self._each():
+            part.merge_into(model)
+
+    def unmergeable(self) -> str | None:
+        why = zip(self._names, (part.unmergeable() for part in self._each()), strict=True)
+        return next((f"of its parts, {name} cannot: {reason}" for name, reason in why if reason), None)
 
     def _each(self) -> list[Attachment]:
         return [cast(Attachment, part) for part in self.parts]
@@ -105,10 +109,3 @@ def _shared(some: set[str], others: set[str]) -> str | None:
         if f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}."):
             return max(one, other, key=len)
     return None
-
-
-def _merge(name: str, part: Attachment, model: GPT2) -> None:
-    try:
-        part.merge_into(model)
-    except ValueError as error:
-        raise ValueError(f"of its parts, {name} cannot: {error}") from None

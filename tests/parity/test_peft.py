@@ -8,7 +8,6 @@ from typing import Any
 import peft
 import pytest
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ from minipeft.methods.prefix import LearnedPrefix, PrefixMLP, PrefixTable
 from minipeft.methods.soft_prompt import LearnedPrompt
 from tests.models import farthest, ragged, random_model, random_tokens, shake, twins
 from tests.parity.test_transformers import positions_of
+from tests.parity.training import apart_after_training, shifted_loss
 from tests.tuning import labelled_batch
 
 pytestmark = [  # what peft says to transformers about itself, and that it counts a soft prompt's positions on its own
@@ -120,8 +120,7 @@ def test_the_gradients_are_those_of_peft(kind: str, shape: dict[str, Any], tmp_p
     tokens, labels = labelled_batch()
     tuned.loss(tokens, labels).backward()
     wrapped.train(False)
-    logits = their_logits(wrapped, kind, tokens)
-    F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100).backward()
+    shifted_loss(their_logits(wrapped, kind, tokens), labels).backward()
     for mine, other in same_parameters(tuned, wrapped):
         assert mine.grad is not None
         assert float(mine.grad.abs().max()) > 0
@@ -131,19 +130,13 @@ def test_the_gradients_are_those_of_peft(kind: str, shape: dict[str, Any], tmp_p
 @each_kind
 def test_twenty_steps_of_training_agree(kind: str, tmp_path: Path) -> None:
     tuned, wrapped = pair(tmp_path, kind, {})
-    pairs = same_parameters(tuned, wrapped)
-    optimizers = [torch.optim.AdamW([pair[side] for pair in pairs], lr=1e-2) for side in (0, 1)]
-    for step in range(20):
-        tokens, labels = labelled_batch(step)
-        ours = tuned.loss(tokens, labels)
-        logits = their_logits(wrapped, kind, tokens)
-        theirs = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
-        assert abs(float(ours.detach()) - float(theirs.detach())) < 1e-4  # rounding, grown over the steps by AdamW
-        for loss, optimizer in zip((ours, theirs), optimizers, strict=True):
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    assert max(farthest(mine, other) for mine, other in pairs) < 1e-3
+    losses, tensors = apart_after_training(
+        tuned.loss,
+        lambda tokens, labels: shifted_loss(their_logits(wrapped, kind, tokens), labels),
+        same_parameters(tuned, wrapped),
+    )
+    assert losses < 1e-4  # rounding, grown over the steps by AdamW
+    assert tensors < 1e-3
 
 
 @pytest.mark.parametrize("shape", SHAPES)
