@@ -57,7 +57,7 @@ def measure(way: str, dtype: str, trained: bool, labels: int) -> dict[str, float
     torch.manual_seed(0)
     kind = getattr(torch, dtype)
     hidden = torch.randn(labels, WIDTH, dtype=kind, requires_grad=True)
-    weight = (0.02 * torch.randn(VOCABULARY, WIDTH)).to(kind).requires_grad_(trained)
+    weight = torch.empty(VOCABULARY, WIDTH, dtype=kind).normal_(0, 0.02).requires_grad_(trained)
     targets = torch.randint(VOCABULARY, (labels,))
     loss_of: Any = LOSSES.get(way)
     if loss_of is None:

@@ -41,7 +41,9 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="small")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument(
-        "--switches", default="chunked,packing", help="of chunked, packing, compile; none: the plain code"
+        "--switches",
+        default="all",
+        help="all, or some of chunked, packing, split, mixed, compile; none: the plain code",
     )
     parser.add_argument("--e2e", type=Path, default=E2E, help="e2e-dataset.zip")
     parser.add_argument("--out", type=Path, help="append each row to OUT/train.jsonl")
@@ -229,9 +231,16 @@ def ours(folder: Path, method: str, dtype: Any, shape: dict[str, int], switches:
     from minipeft.kernels.allocator import keep_freed_memory
 
     keep_freed_memory()
+    mixed = method == "full" and dtype != torch.float32
+    base = mp.GPT2.from_pretrained(folder / "base", dtype=torch.float32 if mixed else dtype)
     on = set(filter(None, switches.split(",")))
-    base = mp.GPT2.from_pretrained(folder / "base", dtype=torch.float32 if method == "full" else dtype)
-    base.use_loss("chunked" if "chunked" in on else "plain").use_packing("packing" in on)
+    if "all" in on:
+        base.use_kernels()
+    else:
+        base.use_loss("chunked" if "chunked" in on else "plain").use_packing("packing" in on)
+        base.use_attention("split" if "split" in on else "fused").use_products("mixed" if "mixed" in on else "plain")
+    if mixed:
+        base.use_activations(dtype)
     if method == "full":
         tuned = mp.attach(base, mp.FullFinetuning())
     elif method == "prefix_mlp":
@@ -245,13 +254,7 @@ def ours(folder: Path, method: str, dtype: Any, shape: dict[str, int], switches:
     if "compile" in on:
         for block in tuned.model.blocks:
             block.compile()
-    context = torch.autocast("cpu", dtype=dtype, enabled=method == "full" and dtype != torch.float32)
-
-    def loss_of(tokens: Any, labels: Any, mask: Any) -> Any:
-        with context:
-            return tuned.loss(tokens, labels, mask)
-
-    return list(tuned.trainable_parameters().values()), loss_of
+    return list(tuned.trainable_parameters().values()), tuned.loss
 
 
 if __name__ == "__main__":

@@ -56,13 +56,23 @@ def fused_attention(
     mask: Bool[Tensor, "#B 1 T S"] | None = None,
     dropout: float = 0.0,
 ) -> Float[Tensor, "B H T Dh"]:
-    """The same function by PyTorch's fused kernel, which never stores the [T, S] weights."""
+    """The same function by PyTorch's fused kernel, which never stores the [T, S] weights.
+
+    On CUDA the mask of a prefix without padding is given as a bias by name, so that the flash kernel can serve it.
+    """
     T, S = q.shape[-2], k.shape[-2]
     if mask is None and T == S:  # both corners coincide, so the kernel's own causal mask is right
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
     if mask is None and T > 1:  # a single query sees every key and needs no mask
-        mask = lower_right_mask(T, S, device=q.device)
+        mask = _named_mask(T, S) if q.is_cuda else lower_right_mask(T, S, device=q.device)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+
+
+def _named_mask(T: int, S: int) -> Tensor:
+    """`lower_right_mask` as a bias that PyTorch knows by name."""
+    from torch.nn.attention.bias import causal_lower_right  # slow to import, and for CUDA alone
+
+    return causal_lower_right(T, S)
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,10 @@ class Rows:
     """In place of a mask: texts of these lengths stand one behind another in one row, and see only themselves."""
 
     lengths: tuple[int, ...]
+    shared: int = 0
+    """Tokens before all of them that each of them sees: a prompt."""
+    split: bool = False
+    """Whether attention is split in the prefix's part and the text's: `minipeft.kernels.split_attention`."""
 
 
 def attend_row_by_row(
@@ -80,14 +94,20 @@ def attend_row_by_row(
     rows: Rows,
     dropout: float = 0.0,
 ) -> Float[Tensor, "1 H N Dh"]:
-    """`attend` for each text by itself, and nothing for padding; each sees the S - N keys of a memory, too."""
-    M = k.shape[2] - q.shape[2]
-    (memory_k, *own_k), (memory_v, *own_v) = (part.split((M, *rows.lengths), dim=2) for part in (k, v))
-    if M:
-        own_k = [torch.cat([memory_k, own], dim=2) for own in own_k]
-        own_v = [torch.cat([memory_v, own], dim=2) for own in own_v]
-    texts = zip(q.split(rows.lengths, dim=2), own_k, own_v, strict=True)
-    return torch.cat([attend(*text, None, dropout) for text in texts], dim=2)
+    """`attend` for each text by itself, and nothing for padding; each sees a memory's keys and a shared prompt, too.
+
+    N: the prompt's tokens and all texts'; S - N keys are the memory's.
+    """
+    before = k.shape[2] - q.shape[2] + rows.shared
+    own_q, own_k, own_v = (
+        part.split((first, *rows.lengths), dim=2) for part, first in ((q, rows.shared), (k, before), (v, before))
+    )
+    outs = [attend(own_q[0], own_k[0], own_v[0], None, dropout)] if rows.shared else []
+    for text_q, text_k, text_v in zip(own_q[1:], own_k[1:], own_v[1:], strict=True):
+        if before:
+            text_k, text_v = torch.cat([own_k[0], text_k], dim=2), torch.cat([own_v[0], text_v], dim=2)
+        outs.append(attend(text_q, text_k, text_v, None, dropout))
+    return torch.cat(outs, dim=2)
 
 
 ATTENTION: dict[str, Callable[..., Tensor]] = {"explicit": explicit_attention, "fused": fused_attention}
@@ -131,13 +151,16 @@ class FixedMemory:
         """All of them: a prefix is never padding."""
         return None
 
+    def of(self, layer: int) -> tuple[Float[Tensor, "B H P Dh"], Float[Tensor, "B H P Dh"]]:
+        """The learned keys and values of one layer."""
+        return self.keys[layer], self.values[layer]
+
     def extend(
         self, layer: int, k: Float[Tensor, "B H T Dh"], v: Float[Tensor, "B H T Dh"]
     ) -> tuple[Float[Tensor, "B H S Dh"], Float[Tensor, "B H S Dh"]]:
         """P learned keys and values first (shared by the rows), then the text's."""
         B = k.shape[0]
-        learned_k = self.keys[layer].to(k.dtype).expand(B, -1, -1, -1)
-        learned_v = self.values[layer].to(v.dtype).expand(B, -1, -1, -1)
+        learned_k, learned_v = (part.to(k.dtype).expand(B, -1, -1, -1) for part in self.of(layer))
         return torch.cat([learned_k, k], dim=2), torch.cat([learned_v, v], dim=2)
 
     def advance(self, real: Bool[Tensor, "B T"]) -> None:

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 
 BATCHES_SORTED_TOGETHER = 8
+Row = TypeVar("Row")
 
 
 class ShuffledStream:
@@ -56,6 +58,31 @@ class BucketedBatches:
 
     def _order(self, group: int) -> np.ndarray:
         return np.random.default_rng((self.seed, group, 2)).permutation(BATCHES_SORTED_TOGETHER)
+
+
+class MicroBatches:
+    """How many rows of a batch go through the model at once.
+
+    Gradients add up, so the step is the same, but for rounding and for which numbers dropout draws.
+    """
+
+    def __init__(self, most: int) -> None:
+        """`most`: rows at once, at least 1."""
+        if most < 1:
+            raise ValueError(f"the micro-batch must be at least 1 row, got {most}.")
+        self.most = most
+
+    def cut(self, rows: Sequence[Row]) -> list[Sequence[Row]]:
+        """The batch in parts."""
+        return [rows[start : start + self.most] for start in range(0, len(rows), self.most)]
+
+    def halve(self, rows: int) -> int | None:
+        """Take fewer at once after a batch of `rows` did not fit; how many, or None where it was one alone."""
+        tried = min(self.most, rows)
+        if tried == 1:
+            return None
+        self.most = (tried + 1) // 2
+        return self.most
 
 
 def _interleaved(labels: Sequence[str], starts: dict[str, float] | None = None) -> np.ndarray:

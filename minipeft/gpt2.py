@@ -29,7 +29,10 @@ from minipeft.attention import (
     lower_right_mask,
     next_positions,
 )
-from minipeft.kernels import LOSSES
+from minipeft.kernels import LOSSES, PRODUCTS
+from minipeft.kernels.machine import product_type
+from minipeft.kernels.mixed_linear import gelu_linear
+from minipeft.kernels.split_attention import can_split, split_attention
 from minipeft.tokenizer import Tokenizer
 
 NOT_SCORED = -100
@@ -85,20 +88,53 @@ class GPT2Config:
         return 12 * L * D * D + 13 * L * D + embeddings + 2 * D
 
 
+class Linear(nn.Linear):
+    """A linear layer; how its product is computed can be chosen."""
+
+    product = staticmethod(F.linear)
+
+    def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
+        return self.product(x, self.weight, self.bias)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm in fp32 of inputs that may be half precision."""
+
+    def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        if x.dtype == self.weight.dtype or x.device.type == "cpu":  # the CPU's kernel takes both types at once
+            return super().forward(x)
+        return super().forward(x.float()).to(x.dtype)
+
+
 class CausalSelfAttention(nn.Module):
     """Every token reads from the memory, the tokens before it and itself."""
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.n_head, self.dropout = config.n_head, config.dropout
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.c_attn = Linear(config.n_embd, 3 * config.n_embd)
+        self.c_proj = Linear(config.n_embd, config.n_embd)
         self.attend = ATTENTION["fused"]
 
     def forward(
         self, x: Float[Tensor, "B T D"], mask: Bool[Tensor, "#B 1 T S"] | Rows | None, memory: Memory | None, layer: int
     ) -> Float[Tensor, "B T D"]:
-        q, k, v = (self._split_heads(part) for part in self.c_attn(x).chunk(3, dim=-1))
+        qkv = self.c_attn(x)
+        if isinstance(mask, Rows) and mask.split:
+            prefix = memory.of(layer) if isinstance(memory, FixedMemory) else None
+            joined = split_attention(qkv, self.n_head, mask.lengths, mask.shared, prefix)
+        else:
+            joined = self._attend(qkv, mask, memory, layer)
+        return F.dropout(self.c_proj(joined), self.dropout, self.training)
+
+    def _attend(
+        self,
+        qkv: Float[Tensor, "B T E"],
+        mask: Bool[Tensor, "#B 1 T S"] | Rows | None,
+        memory: Memory | None,
+        layer: int,
+    ) -> Float[Tensor, "B T D"]:
+        q, k, v = (self._split_heads(part) for part in qkv.chunk(3, dim=-1))
         if memory is not None:
             k, v = memory.extend(layer, k, v)
         dropout = self.dropout if self.training else 0.0
@@ -106,8 +142,7 @@ class CausalSelfAttention(nn.Module):
             heads = attend_row_by_row(self.attend, q, k, v, mask, dropout)
         else:
             heads = self.attend(q, k, v, mask, dropout)
-        joined = heads.transpose(1, 2).flatten(2)  # [B, H, T, Dh] -> [B, T, D]
-        return F.dropout(self.c_proj(joined), self.dropout, self.training)
+        return heads.transpose(1, 2).flatten(2)  # [B, H, T, Dh] -> [B, T, D]
 
     def _split_heads(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B H T Dh"]:
         return x.unflatten(-1, (self.n_head, -1)).transpose(1, 2)
@@ -119,12 +154,17 @@ class MLP(nn.Module):
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.dropout, self.gelu = config.dropout, {"tanh": "tanh", "exact": "none"}[config.gelu]
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.gelu_again = False
+        self.c_fc = Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = Linear(4 * config.n_embd, config.n_embd)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        x = F.gelu(self.c_fc(x), approximate=self.gelu)
-        return F.dropout(self.c_proj(x), self.dropout, self.training)
+        x, last = self.c_fc(x), self.c_proj
+        if self.gelu_again and isinstance(last, Linear) and last.weight.requires_grad:
+            x = gelu_linear(x, last.weight, last.bias, self.gelu)
+        else:
+            x = last(F.gelu(x, approximate=self.gelu))
+        return F.dropout(x, self.dropout, self.training)
 
 
 class Block(nn.Module):
@@ -132,9 +172,9 @@ class Block(nn.Module):
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
-        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.ln_1 = LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.attn = CausalSelfAttention(config)
-        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.ln_2 = LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
     def forward(
@@ -154,10 +194,10 @@ class GPT2(nn.Module):
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.ln_f = LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.lm_head = None if config.tied else nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.use_attention(attention)
-        self.use_loss("plain")
+        self.use_loss("plain").use_activations(None)
         self.use_checkpointing(False).use_packing(False)
         if self.wte.weight.device.type != "meta":
             self._initialise(seed)
@@ -192,7 +232,7 @@ class GPT2(nn.Module):
         B, T = tokens.shape
         P = 0 if prompt is None else prompt.shape[1]
         M = 0 if memory is None else memory.length
-        self._check_room(M, P, T)
+        self.check_room(M, P, T)
         if attention_mask is not None and attention_mask.shape != tokens.shape:
             raise ValueError(f"attention_mask is {tuple(attention_mask.shape)}, but tokens are {(B, T)}.")
 
@@ -203,26 +243,42 @@ class GPT2(nn.Module):
             real = torch.cat([real.new_ones(B, P), real], dim=1)
         x = x + self.wpe(next_positions(real, memory))
         x = F.dropout(x, self.config.dropout, self.training)
+        if self.training and self.activations is not None:
+            x = x.to(self.activations)
 
         mask: Tensor | Rows | None
-        if packed := self._packs(real, memory):
-            x, mask = x[real][None], Rows(tuple(filter(None, real.sum(dim=1).tolist())))  # [1, N, D]
+        dropout = self.config.dropout if self.training else 0.0
+        shares = prompt is not None and prompt.shape[0] == 1 and dropout == 0.0
+        shared = P if shares and self._packs(real, memory, P) else 0
+        packed = shared > 0 or self._packs(real, memory, 0)
+        if packed:
+            each = real[:, shared:]
+            split = self.splits_attention and can_split(x, dropout) and not (shared and memory is not None)
+            x = torch.cat([x[:1, :shared], x[:, shared:][each][None]], dim=1)  # [1, N, D]
+            mask = Rows(tuple(filter(None, each.sum(dim=1).tolist())), shared, split)
         else:
             mask = self._mask(real, memory, padded=attention_mask is not None)
+        x = self.through_blocks(x, mask, memory)
+        if memory is not None:
+            memory.advance(real)
+        if packed:
+            x = x.new_zeros(*each.shape, x.shape[-1]).masked_scatter(each[..., None], x[:, shared:])
+        return self.ln_f(x[:, P - shared :])
+
+    def through_blocks(
+        self, x: Float[Tensor, "B T D"], mask: Bool[Tensor, "#B 1 T S"] | Rows | None, memory: Memory | None
+    ) -> Float[Tensor, "B T D"]:
+        """What the blocks make of embedded tokens, one after another; while training, by `use_checkpointing`."""
         # A cache must see each token once, so with one nothing is computed again.
         again = self.recompute and self.training and torch.is_grad_enabled() and not isinstance(memory, KVCache)
         for layer, block in enumerate(self.h):
             inputs = (x, mask, memory, layer)
             x = checkpoint(block, *inputs, use_reentrant=False) if again else block(*inputs)
-        if memory is not None:
-            memory.advance(real)
-        if packed:
-            x = x.new_zeros(*real.shape, x.shape[-1]).masked_scatter(real[..., None], x)
-        return self.ln_f(x[:, P:])
+        return x
 
     def logits(self, hidden: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
         """The head: the token embeddings, unless the model has a matrix of its own."""
-        return F.linear(hidden, self.head)
+        return F.linear(hidden.to(self.head.dtype), self.head)
 
     @property
     def head(self) -> Float[Tensor, "V D"]:
@@ -284,12 +340,33 @@ class GPT2(nn.Module):
         """How many numbers the model has; the tied head counts once. GPT-2 small: 124,439,808."""
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def use_attention(self, attention: str) -> "GPT2":
-        """Compute attention written out ("explicit") or by PyTorch's fused kernel ("fused"); equal results."""
-        if attention not in ATTENTION:
-            raise ValueError(f"attention is {attention!r}; it can be {' or '.join(map(repr, ATTENTION))}.")
+    def use_kernels(self) -> "GPT2":
+        """Everything that makes training this model faster or smaller on its device; equal results, up to rounding."""
+        wider = product_type(self.wte.weight) != self.dtype
+        self.use_products("mixed" if wider or self.activations is not None else "plain")
         for block in self.blocks:
-            block.attn.attend = ATTENTION[attention]
+            block.mlp.gelu_again = True
+        return self.use_loss("chunked").use_attention("split").use_packing(always=wider)
+
+    def use_attention(self, attention: str) -> "GPT2":
+        """Compute attention written out ("explicit") or by PyTorch's fused kernel ("fused"); equal results.
+
+        "split" is "fused", and in batches without padding the prefix's part is computed by itself where it can be.
+        """
+        if attention not in (*ATTENTION, "split"):
+            raise ValueError(f"attention is {attention!r}; it can be {', '.join(map(repr, ATTENTION))} or 'split'.")
+        self.splits_attention = attention == "split"
+        for block in self.blocks:
+            block.attn.attend = ATTENTION["fused" if self.splits_attention else attention]
+        return self
+
+    def use_products(self, kind: str) -> "GPT2":
+        """Multiply by weights as they are ("plain") or in the type that is fastest here ("mixed")."""
+        if kind not in PRODUCTS:
+            raise ValueError(f"products is {kind!r}; it can be {' or '.join(map(repr, PRODUCTS))}.")
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.product = PRODUCTS[kind]
         return self
 
     def use_loss(self, kind: str) -> "GPT2":
@@ -297,6 +374,24 @@ class GPT2(nn.Module):
         if kind not in LOSSES:
             raise ValueError(f"loss is {kind!r}; it can be {' or '.join(map(repr, LOSSES))}.")
         self.label_loss = LOSSES[kind]
+        return self
+
+    def use_activations(self, kind: torch.dtype | None) -> "GPT2":
+        """While training, compute in this type between the weights, which keep theirs: mixed precision; None: one type.
+
+        Source: Micikevicius et al. 2018, §3.
+        """
+        self.activations = kind
+        return self.use_products("plain" if kind is None else "mixed")
+
+    def use_compile(self) -> "GPT2":
+        """Compile each block by `torch.compile` at its first use, once for all lengths; not undone; equal results.
+
+        Two CPU cores without AMX gain nothing (0.97 to 1.02 of the time, after 10 to 20 s of compiling), as matrix
+        products are most of a step there; on a GPU it is unmeasured. It needs a C++ compiler, and is off by default.
+        """
+        for block in self.blocks:
+            block.compile(dynamic=True)
         return self
 
     def use_checkpointing(self, on: bool = True) -> "GPT2":
@@ -310,7 +405,8 @@ class GPT2(nn.Module):
     def use_packing(self, on: bool = True, always: bool = False) -> "GPT2":
         """Leave the padding of a batch out of all computing where that pays, or always; equal results.
 
-        The rows then stand one behind another, and only attention takes them one by one.
+        The rows then stand one behind another, behind a prompt that is computed once for all of them: it sees no text,
+        so it is the same before each. Only attention takes the rows one by one.
         """
         self.packing = (0.0 if always else PACKING_PAYS) if on else math.inf
         return self
@@ -333,7 +429,8 @@ class GPT2(nn.Module):
 
         save_gpt2(self, folder)
 
-    def _check_room(self, memory: int, prompt: int, tokens: int) -> None:
+    def check_room(self, memory: int, prompt: int, tokens: int) -> None:
+        """Raise ValueError if so many positions are more than the model has, or none is text."""
         if tokens == 0:
             raise ValueError("there are no tokens: the text is empty.")
         needed, room = memory + prompt + tokens, self.config.n_positions
@@ -350,19 +447,27 @@ class GPT2(nn.Module):
         M = 0 if memory is None else memory.length
         memory_real = None if memory is None else memory.real
         if not padded and memory_real is None:
-            return None if M == 0 or T == 1 else lower_right_mask(T, M + T, device=real.device)
+            plain = M == 0 or T == 1 or real.is_cuda  # CUDA's kernels take the corner by name
+            return None if plain else lower_right_mask(T, M + T, device=real.device)
         before = real.new_ones(B, M) if memory_real is None else memory_real
         real = torch.cat([before, real], dim=1)
         return lower_right_mask(T, real.shape[1], real, device=real.device)
 
-    def _packs(self, real: Bool[Tensor, "B T"], memory: Memory | None) -> bool:
-        """Whether to leave padding out: not where rows have memories of their own, which cannot stand before all."""
+    def _packs(self, real: Bool[Tensor, "B T"], memory: Memory | None, shared: int) -> bool:
+        """Whether to leave padding out, and all but one of a prompt's copies.
+
+        A row's own memory cannot stand before all rows. A prefix that is not copied to every row's keys counts like
+        tokens that are left out.
+        """
         if math.isinf(self.packing) or not (
             memory is None or (isinstance(memory, FixedMemory) and memory.keys.shape[1] == 1)
         ):
             return False
-        padding_of_a_row = int((~real).sum()) / len(real)
-        return padding_of_a_row * self.config.n_embd**2 > self.packing
+        rows = len(real)
+        left_out = int((~real).sum()) / rows + shared * (rows - 1) / rows
+        if memory is not None and self.splits_attention:
+            left_out += memory.length
+        return left_out * self.config.n_embd**2 > self.packing
 
     @torch.no_grad()
     def _initialise(self, seed: int | None) -> None:

@@ -12,5 +12,5 @@ def label_loss(
 
     `smoothing` is the share of each target that is spread over the whole vocabulary: Szegedy et al. 2016, §7.
     """
-    logits = F.linear(hidden, head)  # [N, V]
+    logits = F.linear(hidden.to(head.dtype), head)  # [N, V]
     return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)

@@ -14,17 +14,23 @@ from types import FrameType
 import torch
 from torch import Tensor, nn
 
-from minipeft.kernels.allocator import keep_freed_memory
+from minipeft.kernels.allocator import keep_freed_memory, ran_out_of_memory
 from minipeft.progress import progress_bar
 from minipeft.training_state import TrainConfig, TrainingState, TrainResult
 
 Evaluation = Callable[[], Mapping[str, float]]
 """Measures the model as it is; `score` decides which step was best, and higher is better."""
+Losses = Callable[[int], Tensor | Iterator[Tensor]]
+"""The loss of a step's batch, or parts that add up to it, each made when the one before it is done with."""
+
+
+class OutOfMemory(ValueError):
+    """There is no room for a training step."""
 
 
 def train(
     parameters: Mapping[str, nn.Parameter],
-    loss_at: Callable[[int], Tensor],
+    loss_at: Losses,
     config: TrainConfig,
     out: str | Path,
     *,
@@ -32,16 +38,21 @@ def train(
     resume: bool = False,
     setting: Mapping[str, object] | None = None,
     label: str = "train",
+    use_less_memory: Callable[[], bool] | None = None,
 ) -> TrainResult:
     """Train `parameters` in place with AdamW, leaving in them the tensors of the best evaluation (else the last step).
 
-    `loss_at(step)` is the loss of that step's batch and must depend on nothing but `step` and the parameters: then a
-    run that was killed and resumed ends bit-identical to one that was not. `setting` is everything else that shapes
-    the run; resuming with another setting is refused. Writes `training_state.safetensors` and `metrics.jsonl`.
+    `loss_at(step)` is the loss of that step's batch, or parts that add up to it, and must depend on nothing but `step`
+    and the parameters: then a run that was killed and resumed ends bit-identical to one that was not. `setting` is
+    everything else that shapes the run; resuming with another setting is refused. Writes `training_state.safetensors`
+    and `metrics.jsonl`.
+
+    A step that runs out of memory is done again as long as `use_less_memory()` could help; before the update, nothing
+    of it was kept.
 
     Ctrl-C is held until the step in progress is whole; then the state is saved and KeyboardInterrupt goes on.
-    Raises TrainingDiverged on a loss or gradient that is no number, CheckpointError if the state in `out` cannot be
-    resumed.
+    Raises TrainingDiverged on a loss or gradient that is no number, OutOfMemory if a step does not fit, CheckpointError
+    if the state in `out` cannot be resumed.
     """
     run = TrainingState(parameters, config, Path(out), json.loads(json.dumps({**asdict(config), **(setting or {})})))
     if resume and run.state_path.exists():
@@ -52,8 +63,8 @@ def train(
     random_state = torch.get_rng_state()
     try:
         with _held_interrupts() as interrupted:
-            _loop(run, loss_at, evaluate, label, interrupted)
-    except KeyboardInterrupt:
+            _loop(run, loss_at, evaluate, label, interrupted, use_less_memory or (lambda: False))
+    except (KeyboardInterrupt, OutOfMemory):
         run.save()
         raise
     finally:
@@ -66,10 +77,11 @@ def train(
 
 def _loop(
     run: TrainingState,
-    loss_at: Callable[[int], Tensor],
+    loss_at: Losses,
     evaluate: Evaluation | None,
     label: str,
     interrupted: list[int],
+    use_less_memory: Callable[[], bool],
 ) -> None:
     result, saved, before = run.result, time.monotonic(), time.monotonic() - run.result.seconds
     with progress_bar(label, run.config.steps, result.step) as show:
@@ -84,25 +96,45 @@ def _loop(
             if time.monotonic() - saved > run.config.save_seconds:
                 run.save()
                 saved = time.monotonic()
-            result.last_loss = _step(run, loss_at, result.step)
+            result.last_loss = _step(run, loss_at, result.step, use_less_memory)
             result.step += 1
             result.seconds = time.monotonic() - before
 
 
-def _step(run: TrainingState, loss_at: Callable[[int], Tensor], step: int) -> float:
+def _step(run: TrainingState, loss_at: Losses, step: int, use_less_memory: Callable[[], bool]) -> float:
     """One forward, backward and update; returns the loss in nats."""
-    torch.manual_seed(run.config.seed * 1_000_003 + step)  # dropout depends on the step alone
-    run.optimizer.zero_grad(set_to_none=True)
-    loss = loss_at(step)
-    loss.backward()
+    value = None
+    while value is None:
+        torch.manual_seed(run.config.seed * 1_000_003 + step)  # dropout depends on the step alone
+        run.optimizer.zero_grad(set_to_none=True)
+        try:
+            value = _backward(loss_at(step))
+        except Exception as error:
+            if not ran_out_of_memory(error):
+                raise
+            told = str(error).split(". ")[0]
+        if value is None and not use_less_memory():  # here, where the failed step's tensors are gone
+            run.optimizer.zero_grad(set_to_none=True)
+            raise OutOfMemory(
+                f"there is not enough memory for step {step + 1} even with one row at a time ({told}); shorten the "
+                f"texts, or try gradient checkpointing or bfloat16: `minipeft plan` tells what fits."
+            )
     norm = nn.utils.clip_grad_norm_(run.parameters.values(), run.config.clip or math.inf)
-    value = float(loss.detach())
     for what, number in (("the loss", value), ("the gradient's norm", float(norm))):
         if not math.isfinite(number):
             raise run.diverged(what, number, step)
     for group in run.optimizer.param_groups:
         group["lr"] = run.config.lr_at(step)
     run.optimizer.step()
+    return value
+
+
+def _backward(loss: Tensor | Iterator[Tensor]) -> float:
+    """Gradients of a loss, or of its parts one after another; their sum."""
+    value = 0.0
+    for part in (loss,) if isinstance(loss, Tensor) else loss:
+        part.backward()
+        value += float(part.detach())
     return value
 
 

@@ -1,19 +1,22 @@
 """Tune a method on a task: the defaults that sweeps found, the run, and the folder it leaves behind."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from minipeft.batches import BucketedBatches
+from minipeft.batches import BucketedBatches, MicroBatches
 from minipeft.evaluate import evaluate
 from minipeft.files import fingerprint, write_json
 from minipeft.gpt2 import GPT2
 from minipeft.methods import HardPrompt, Method, Prefix, PTuning, SoftPrompt, Stack
+from minipeft.plan import Work, available_memory, rows_that_fit
 from minipeft.seeds import check_seed
 from minipeft.tasks import Encoder, Task, collate
+from minipeft.tasks.base import Encoded
 from minipeft.train import train
 from minipeft.training_state import TrainConfig, TrainResult
 from minipeft.tuned import Tuned, attach
@@ -50,9 +53,14 @@ class TuneConfig:
     save_seconds: float = 60.0
     seed: int = 0
     truncate: bool = False
+    micro_batch: int | str = "whole"
+    """Rows at once, "whole": the batch, or "auto": as many as `minipeft.plan` says fit; fewer if memory runs out."""
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
+        known = isinstance(self.micro_batch, int) and self.micro_batch >= 1
+        if not known and self.micro_batch not in ("whole", "auto"):
+            raise ValueError(f'micro_batch is {self.micro_batch!r}; it can be a number of rows, "whole" or "auto".')
 
 
 def default_lr(method: Method) -> float:
@@ -97,10 +105,22 @@ def tune(
     labels = [example.target for example in task.splits["train"]] if task.labels else []
     order = BucketedBatches([len(row.ids) for row in rows], config.batch_size, config.seed, labels)
 
-    def loss_at(step: int) -> Tensor:
-        batch = collate([rows[row] for row in order(step)], encoder.tokenizer.eot)
-        batch = batch.to(model.device)
-        return tuned.loss(batch.tokens, batch.labels, batch.attention_mask)
+    micro = MicroBatches(_rows_at_once(model, method, rows, config))
+
+    def loss_at(step: int) -> Iterator[Tensor]:
+        whole = [rows[row] for row in order(step)]
+        scored = sum(row.scored for row in whole)
+        for part in micro.cut(whole):
+            share = sum(row.scored for row in part) / scored
+            if share:
+                batch = collate(part, encoder.tokenizer.eot).to(model.device)
+                yield share * tuned.loss(batch.tokens, batch.labels, batch.attention_mask)
+
+    def use_fewer_rows() -> bool:
+        fewer = micro.halve(config.batch_size)
+        if fewer:
+            print(f"minipeft: out of memory; from here on {fewer} rows at a time, same batch.", file=sys.stderr)
+        return fewer is not None
 
     def measure() -> dict[str, float]:
         dev = evaluate(tuned, encoder, task.splits["dev"])
@@ -132,10 +152,22 @@ def tune(
             "data": fingerprint(*(row.ids for row in rows)),
         },
         label=f"tune {method.name}",
+        use_less_memory=use_fewer_rows,
     )
     tuned.eval().save(out)
-    write_json(Path(out) / REPORT_FILE, _report(tuned, task, settings, result))
+    write_json(Path(out) / REPORT_FILE, _report(tuned, task, settings, result, min(micro.most, config.batch_size)))
     return tuned, result
+
+
+def _rows_at_once(model: GPT2, method: Method, rows: Sequence[Encoded], config: TuneConfig) -> int:
+    if config.micro_batch == "whole":
+        return config.batch_size
+    if config.micro_batch == "auto":
+        longest = max(len(row.ids) for row in rows)
+        scored = max(row.scored for row in rows)
+        work = Work.of(model, method, config.batch_size, longest, scored)
+        return rows_that_fit(work, available_memory(model.device)) or 1
+    return int(config.micro_batch)
 
 
 def _with_labels(method: Method, task: Task) -> Method:
@@ -154,7 +186,7 @@ def _settings(method: Method) -> dict[str, Any]:
     return asdict(method)
 
 
-def _report(tuned: Tuned, task: Task, settings: TrainConfig, result: TrainResult) -> dict[str, Any]:
+def _report(tuned: Tuned, task: Task, settings: TrainConfig, result: TrainResult, rows_at_once: int) -> dict[str, Any]:
     return {
         "method": {"name": tuned.method.name, **_settings(tuned.method)},
         "task": task.name,
@@ -163,6 +195,7 @@ def _report(tuned: Tuned, task: Task, settings: TrainConfig, result: TrainResult
         "steps": result.step,
         "best_step": result.best_step,
         "seconds": round(result.seconds, 1),
+        "rows_at_once": rows_at_once,
         "dev_loss": result.best_measured["dev_loss"],
         "dev_accuracy": result.best_measured.get("dev_accuracy"),
         "settings": asdict(settings),

@@ -11,10 +11,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import minipeft as mp
-from minipeft.kernels import chunked_loss
+from minipeft.attention import explicit_attention, lower_right_mask
+from minipeft.kernels import chunked_loss, machine
+from minipeft.kernels.allocator import page_out
 from minipeft.kernels.chunked_loss import ROWS, chunked_label_loss
+from minipeft.kernels.mixed_linear import gelu_linear, mixed_linear
+from minipeft.kernels.split_attention import can_split, split_attention
 from minipeft.loss import label_loss
-from tests.models import Ragged, farthest, ragged, random_model, random_tokens, shake
+from tests.models import TINY, Ragged, farthest, ragged, random_model, random_tokens, shake
 from tests.tuning import TINY_METHODS, labelled_batch
 
 EXACT = 1e-6
@@ -133,19 +137,20 @@ def test_the_memory_of_a_step_does_not_grow(kind: str) -> None:
 # -- batches without padding ------------------------------------------------------------------------------------------
 
 
-def loss_and_gradients(kind: str, packing: bool, batch: Ragged, **shape: Any) -> list[Tensor]:
-    tuned = mp.attach(random_model(**shape).use_packing(packing, always=True), TINY_METHODS[kind])
+def loss_and_gradients(kind: str, packing: bool, batch: Ragged, attention: str = "fused") -> list[Tensor]:
+    tuned = mp.attach(random_model(attention=attention).use_packing(packing, always=True), TINY_METHODS[kind])
     shake(tuned.attachment, seed=3)
     labels = batch.tokens.masked_fill(batch.mask == 0, -100)
     loss = tuned.loss(batch.tokens, labels, batch.mask)
     return [loss, *torch.autograd.grad(loss, list(tuned.trainable_parameters().values()))]
 
 
+@pytest.mark.parametrize("attention", ["fused", "explicit", "split"])
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("kind", TINY_METHODS)
-def test_packing_changes_neither_loss_nor_gradients(kind: str, side: str) -> None:
+def test_packing_changes_neither_loss_nor_gradients(kind: str, side: str, attention: str) -> None:
     batch = ragged([9, 1, 6, 9], side)
-    plain, packed = (loss_and_gradients(kind, packing, batch) for packing in (False, True))
+    plain, packed = loss_and_gradients(kind, False, batch), loss_and_gradients(kind, True, batch, attention)
     assert farthest(plain[0], packed[0]) < EXACT * 10
     for one, other in zip(plain[1:], packed[1:], strict=True):
         assert float(one.abs().max()) > 0
@@ -158,10 +163,10 @@ def test_packing_computes_nothing_for_padding(kind: str) -> None:
     tuned = mp.attach(random_model().use_packing(always=True), TINY_METHODS[kind])
     tuned.model.blocks[1].mlp.register_forward_pre_hook(lambda _, inputs: read.append(tuple(inputs[0].shape)))
     logits = tuned(batch.tokens, batch.mask)
-    assert read == [(1, 18 + (3 * 4 if kind == "soft prompt" else 0), 32)]
+    assert read == [(1, 18 + (4 if kind == "soft prompt" else 0), 32)]
     assert logits.shape == (3, 9, 64)
-    tuned(random_tokens(3, 9))  # without padding there is nothing to leave out
-    assert read[1][0] == 3
+    tuned(random_tokens(3, 9))  # without padding there is nothing to leave out, but for a prompt's copies
+    assert read[1] == ((1, 4 + 27, 32) if kind == "soft prompt" else (3, 9, 32))
 
 
 @pytest.mark.parametrize(("padding", "packed"), [(300, False), (1600, True)])
@@ -188,13 +193,164 @@ def test_packing_leaves_generation_and_a_memory_of_each_row_alone() -> None:
         assert farthest(row, wanted) < EXACT * 10
 
 
+@pytest.mark.parametrize("attention", ["fused", "split"])
 @pytest.mark.parametrize("kind", TINY_METHODS)
-def test_packing_and_computing_again_go_together(kind: str) -> None:
+def test_packing_and_computing_again_go_together(kind: str, attention: str) -> None:
     batch, found = ragged([9, 3, 6], "right"), []
     for again in (False, True):
-        model = random_model().use_packing(always=True).use_checkpointing(again)
+        model = random_model(attention=attention).use_packing(always=True).use_checkpointing(again)
         tuned = mp.attach(model, TINY_METHODS[kind]).train()
         shake(tuned.attachment, seed=3)
         loss = tuned.loss(batch.tokens, batch.tokens.masked_fill(batch.mask == 0, -100), batch.mask)
         found.append(torch.autograd.grad(loss, list(tuned.trainable_parameters().values())))
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+# -- attention split in the prefix's part and the text's --------------------------------------------------------------
+
+
+def test_splitting_is_what_runs_when_asked_and_only_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    split = []
+
+    def seen(*inputs: Any) -> Tensor:
+        split.append(inputs[2])
+        return split_attention(*inputs)
+
+    monkeypatch.setattr("minipeft.gpt2.split_attention", seen)
+    for attention, dropout in (("fused", 0.0), ("split", 0.0), ("split", 0.1)):
+        model = mp.GPT2(mp.GPT2Config(**TINY, dropout=dropout), attention, seed=0).use_packing(always=True)
+        batch = ragged([9, 3, 6], "right")
+        mp.attach(model, mp.Prefix(3, None)).train().hidden(batch.tokens, batch.mask)
+    assert split == [(9, 3, 6)] * TINY["n_layer"]
+    assert not can_split(torch.zeros(1, device="meta"), 0.0)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("slow", [False, True])
+@pytest.mark.parametrize(("P", "shared"), [(0, 0), (5, 0), (0, 6)])
+def test_split_attention_is_explicit_attention_in_every_type(
+    P: int, shared: int, slow: bool, kind: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reference computes in fp32 on the same rounded numbers, so a result is wrong by its type's own coarseness."""
+    monkeypatch.setitem(machine._slow, torch.bfloat16, slow)
+    draw, lengths, H, Dh = torch.Generator().manual_seed(0), (7, 1, 40), 3, 16
+    qkv = torch.randn(1, shared + sum(lengths), 3 * H * Dh, generator=draw).to(kind).requires_grad_()
+    prefix = [torch.randn(1, H, P, Dh, generator=draw).requires_grad_() for _ in range(2)] if P else []
+    weight = torch.randn(1, shared + sum(lengths), H * Dh, generator=draw)
+
+    def plain() -> Tensor:
+        q, k, v = (part.unflatten(-1, (H, Dh)).transpose(1, 2) for part in qkv.float().chunk(3, dim=-1))
+        if P:
+            k, v = (torch.cat([learned, own], dim=2) for learned, own in zip(prefix, (k, v), strict=True))
+        whole = lower_right_mask(q.shape[2], k.shape[2])[0, 0]
+        text = torch.tensor([-1] * (P + shared) + [n for n, length in enumerate(lengths) for _ in range(length)])
+        sees = whole & ((text == text[P:, None]) | (text == -1))  # its own text, and what stands before all
+        return explicit_attention(q, k, v, sees[None, None]).transpose(1, 2).flatten(2)
+
+    found = [
+        [heads, *torch.autograd.grad((heads.float() * weight).sum(), [qkv, *prefix])]
+        for heads in (plain(), split_attention(qkv, H, lengths, shared, tuple(prefix) or None))
+    ]
+    for one, other in zip(*found, strict=True):
+        assert farthest(one.float(), other.float()) < 4 * torch.finfo(kind).eps * float(one.detach().abs().max())
+
+
+def test_the_mask_that_cuda_knows_by_name_is_ours() -> None:
+    from minipeft.attention import _named_mask
+
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, n, 8, generator=draw) for n in (5, 9, 9))
+    by_name = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=_named_mask(5, 9))
+    assert farthest(by_name, explicit_attention(q, k, v, lower_right_mask(5, 9))) < EXACT
+
+
+# -- products in another type -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gelu", [None, "tanh", "none"])
+@pytest.mark.parametrize("slow", [False, True])
+@pytest.mark.parametrize("types", [("bfloat16", "bfloat16"), ("bfloat16", "float32"), ("float32", "float32")])
+def test_a_mixed_product_is_the_product(
+    types: tuple[str, str], slow: bool, gelu: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(machine._slow, torch.bfloat16, slow)
+    draw, of_x, of_weight = torch.Generator().manual_seed(0), *(getattr(torch, name) for name in types)
+    x = torch.randn(2, 7, 24, generator=draw).to(of_x).requires_grad_()
+    layer = [torch.randn(*shape, generator=draw).to(of_weight).requires_grad_() for shape in ((10, 24), (10,))]
+    slope = torch.randn(2, 7, 10, generator=draw)
+    seen = x.float() if gelu is None else torch.nn.functional.gelu(x.float(), approximate=gelu)
+    plain = torch.nn.functional.linear(seen, *(tensor.float() for tensor in layer))
+    ours = mixed_linear(x, *layer) if gelu is None else gelu_linear(x, *layer, gelu)
+    assert ours.dtype == of_x
+    wanted, found = (torch.autograd.grad((y.float() * slope).sum(), [x, *layer]) for y in (plain, ours))
+    coarse = max(torch.finfo(of_x).eps, torch.finfo(of_weight).eps)
+    for one, other in zip((plain, *wanted), (ours, *found), strict=True):
+        assert farthest(one.float(), other.float()) < 4 * coarse * float(one.detach().abs().max())
+
+
+def test_a_frozen_layer_keeps_no_input_for_its_gradient() -> None:
+    kept: list[tuple[int, ...]] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(tuple(t.shape)) or t, lambda t: t):
+        x = torch.randn(2, 7, 24, dtype=torch.bfloat16, requires_grad=True)
+        mixed_linear(x, torch.randn(10, 24)).sum()
+    assert (10, 24) in kept
+    assert (2, 7, 24) not in kept
+
+
+@pytest.mark.parametrize("base", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", TINY_METHODS)
+def test_all_kernels_together_give_the_plain_loss_and_gradients(kind: str, base: str) -> None:
+    """In half precision as near to fp32 arithmetic on the same rounded weights as the plain code is."""
+    batch = ragged([9, 1, 6, 9], "right")
+    labels = batch.tokens.masked_fill(batch.mask == 0, -100)
+
+    def run(dtype: torch.dtype, kernels: bool) -> tuple[float, Tensor]:
+        model = random_model().to(getattr(torch, base)).to(dtype)
+        tuned = mp.attach(model.use_kernels().use_packing(always=True) if kernels else model, TINY_METHODS[kind])
+        shake(tuned.attachment, seed=3)
+        loss = tuned.train().loss(batch.tokens, labels, batch.mask)
+        gradients = torch.autograd.grad(loss, list(tuned.trainable_parameters().values()))
+        return float(loss.detach()), torch.cat([gradient.flatten() for gradient in gradients])
+
+    loss, exact = run(torch.float32, False)
+    _, plain = run(getattr(torch, base), False)
+    own_loss, ours = run(getattr(torch, base), True)
+    assert abs(own_loss - loss) < (EXACT * 30 if base == "float32" else 0.01)
+    assert (ours - exact).norm() <= max(1.5 * float((plain - exact).norm()), EXACT * float(exact.norm()))
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+def test_mixed_precision_trains_fp32_weights_through_bfloat16(kernels: bool) -> None:
+    batch, seen = ragged([9, 4], "right"), []
+    labels = batch.tokens.masked_fill(batch.mask == 0, -100)
+
+    def run(kind: torch.dtype | None) -> tuple[mp.Tuned, list[Tensor]]:
+        model = random_model().use_activations(kind)
+        tuned = mp.attach(model.use_kernels() if kernels else model, mp.FullFinetuning()).train()
+        tuned.model.blocks[1].register_forward_hook(lambda _, inputs, out: seen.append(out.dtype))
+        loss = tuned.loss(batch.tokens, labels, batch.mask)
+        return tuned, [loss, *torch.autograd.grad(loss, list(tuned.trainable_parameters().values()))]
+
+    (_, exact), (tuned, mixed) = run(None), run(torch.bfloat16)
+    assert seen == [torch.float32, torch.bfloat16]
+    for one, other in zip(exact, mixed, strict=True):
+        assert other.dtype == torch.float32
+        assert 0 < farthest(one, other) < 0.05 * float(one.detach().abs().max()) + 0.01
+    assert (
+        farthest(tuned.eval()(batch.tokens), random_model()(batch.tokens)) < EXACT
+    )  # in full where nothing is trained
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+
+def test_weights_that_were_paged_out_are_what_they_were(tmp_path: Path) -> None:
+    model = random_model(n_embd=128, vocab_size=3000)
+    model.save_pretrained(tmp_path)
+    mapped = mp.GPT2.from_pretrained(tmp_path)
+    with torch.no_grad():
+        for each in (model, mapped):
+            each.wte.weight[5] = 7.0  # changed in memory: the file knows nothing of it
+    page_out([*mapped.parameters(), torch.zeros(3), torch.zeros(0)])
+    for one, other in zip(model.parameters(), mapped.parameters(), strict=True):
+        assert torch.equal(one, other)

@@ -150,7 +150,7 @@ def test_ctrl_c_on_the_command_line_loses_nothing(inputs: Path, tmp_path: Path) 
     assert last.returncode == 0, stderr
 
     task = task_from_file(inputs / "reviews.tsv", "text", "label")
-    model = GPT2.from_pretrained(inputs / "model").use_loss("chunked").use_packing()
+    model = GPT2.from_pretrained(inputs / "model").use_kernels()
     tune(model, SoftPrompt(length=4), task, TuneConfig(steps=300, batch_size=2), whole)
     assert_same_run(stopped, whole)
     assert_identical(*(load_file(out / "adapter_model.safetensors") for out in (stopped, whole)))

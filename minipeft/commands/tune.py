@@ -29,6 +29,7 @@ from minipeft.commands.options import (
 )
 
 if TYPE_CHECKING:
+    from minipeft.gpt2 import GPT2
     from minipeft.methods import Method
 
 
@@ -61,9 +62,20 @@ def tune(
     batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 8,
     eval_every: Annotated[int, typer.Option(help="Steps between evaluations on the dev split.")] = 100,
     patience: Annotated[int, typer.Option(help="Stop after this many evaluations without a better one; 0: never.")] = 0,
-    dtype: Annotated[Dtype, typer.Option(help="Type of the frozen base.")] = Dtype.float32,
+    dtype: Annotated[
+        Dtype, typer.Option(help="Type of the frozen base; of full finetuning: of its activations.")
+    ] = Dtype.float32,
+    micro_batch: Annotated[
+        str,
+        typer.Option(
+            help='Rows of a batch at once: a number, "whole", or "auto" for as many as fit. Results stay the same.'
+        ),
+    ] = "whole",
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Less memory for a third more computing.")
+    ] = False,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile the blocks; pays on a GPU, and needs a C++ compiler on a CPU.")
     ] = False,
     device: Device = "auto",
     seed: Seed = 0,
@@ -83,6 +95,8 @@ def tune(
 
     `minipeft tune lora --task movie --set rank=4 --set targets=attn.q,attn.v --out runs/lora`
 
+    `minipeft tune full --task movie --dtype bfloat16 --batch-size 32 --micro-batch auto --out runs/full`
+
     `minipeft tune lora+soft_prompt --task movie --set lora.rank=4 --length 10 --out runs/both`
     """
     from minipeft.tune import TuneConfig
@@ -91,9 +105,19 @@ def tune(
     chosen = _methods(method, {"length": length, "init": init, "reparam": reparam or None}, settings or [])
     what = choose_task(task, data, input_column, target, kind)
     check_out(out, resume, overwrite)
-    base = load_model(model, device, dtype.value).use_checkpointing(gradient_checkpointing)
-    base.use_loss("chunked").use_packing()
-    config = TuneConfig(steps, batch_size, lr, eval_every=eval_every, patience=patience, seed=seed, truncate=truncate)
+    base = _base(model, device, dtype, full="full" in method.split("+")).use_checkpointing(gradient_checkpointing)
+    if compile:
+        base.use_compile()
+    config = TuneConfig(
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+        eval_every=eval_every,
+        patience=patience,
+        seed=seed,
+        truncate=truncate,
+        micro_batch=int(micro_batch) if micro_batch.isdigit() else micro_batch,
+    )
     try:
         tuned, result = run(base, chosen, what, config, out, resume=resume)
     except KeyboardInterrupt:
@@ -103,6 +127,16 @@ def tune(
         f"dev score {result.best_score:.4f}, {result.seconds:.0f} s. The adapter is in {out}.",
         highlight=False,
     )
+
+
+def _base(model: str, device: str, dtype: Dtype, full: bool) -> "GPT2":
+    """The base with all kernels; weights that are to be trained stay fp32, and only activations take the type."""
+    import torch
+
+    if not full:
+        return load_model(model, device, dtype.value).use_kernels()
+    activations = None if dtype is Dtype.float32 else getattr(torch, dtype.value)
+    return load_model(model, device).use_activations(activations).use_kernels()
 
 
 def _methods(names: str, given: dict[str, Any], settings: list[str]) -> "Method":

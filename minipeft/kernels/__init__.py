@@ -2,9 +2,12 @@
 
 from collections.abc import Callable
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from minipeft.kernels.chunked_loss import chunked_label_loss
+from minipeft.kernels.mixed_linear import mixed_linear
 from minipeft.loss import label_loss
 
 LOSSES: dict[str, Callable[..., Tensor]] = {"plain": label_loss, "chunked": chunked_label_loss}
+PRODUCTS: dict[str, Callable[..., Tensor]] = {"plain": F.linear, "mixed": mixed_linear}

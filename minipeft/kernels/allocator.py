@@ -1,10 +1,17 @@
-"""Keep big freed tensors in the process: on Linux, glibc hands each back to the kernel and pays for it anew."""
+"""Memory on Linux: keep big freed tensors in the process, and let weights that wait go back to their file."""
 
 import ctypes
+import mmap
 import platform
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _ONE_GIB = 1 << 30
+_PAGE_OUT = 21
+"""MADV_PAGEOUT; kernels before 5.4 refuse it and do nothing."""
 
 
 def keep_freed_memory() -> bool:
@@ -18,3 +25,26 @@ def keep_freed_memory() -> bool:
         return False
     libc = ctypes.CDLL(None)
     return bool(libc.mallopt(_MMAP_THRESHOLD, _ONE_GIB) and libc.mallopt(_TRIM_THRESHOLD, 2 * _ONE_GIB - 1))
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether this is a device, or the CPU, that had no room for a tensor; nothing else is to be tried again."""
+    said = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and ("can't allocate memory" in said or "not enough memory" in said)
+    )
+
+
+def page_out(tensors: Iterable[Tensor]) -> None:
+    """Let the system take back the memory of weights that are read from a file and not needed for now.
+
+    Only pages that the file still holds go; they come back when they are read. On Linux; elsewhere nothing happens.
+    A base of 498 MB, mapped from its file, stands beside its finetuned copy in RATIO MB after this.
+    """
+    if platform.system() != "Linux":
+        return
+    page, libc = mmap.PAGESIZE, ctypes.CDLL(None)
+    for start, size in {(s.data_ptr(), s.nbytes()) for s in (tensor.untyped_storage() for tensor in tensors)}:
+        first, end = -(-start // page) * page, (start + size) // page * page
+        if first < end:
+            libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), _PAGE_OUT)

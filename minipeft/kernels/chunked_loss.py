@@ -6,6 +6,7 @@ memory (fp32, 432 labels, two cores; `benchmarks/loss.py`). PyTorch's own `linea
 9 times as long on a CPU in fp32, so it is not used.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,8 +14,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from minipeft.kernels.machine import product_type
+
 ROWS = 256
 """Labels at a time: with GPT-2's vocabulary 51 MB of logits in fp32."""
+WORDS = 8192
+"""Words at a time, where the head is widened: with GPT-2 small 25 MB."""
 
 
 def chunked_label_loss(
@@ -28,14 +33,20 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, smoothing: float) -> Tensor:
         wants_hidden, wants_head, *_ = ctx.needs_input_grad
-        N = len(targets)
-        d_hidden = torch.empty_like(hidden) if wants_hidden else None
+        N, V = len(targets), len(head)
+        d_hidden = torch.zeros_like(hidden) if wants_hidden else None
         d_head = torch.zeros_like(head) if wants_head else None
         loss = hidden.new_zeros((), dtype=torch.float32)
+        kind = product_type(hidden)
+        room = hidden.new_empty(min(ROWS, N), V, dtype=kind)
         for start in range(0, N, ROWS):
             rows = slice(start, start + ROWS)
-            logits = (hidden[rows] @ head.T).float()  # [rows, V]
             wanted = targets[rows, None]
+            h = hidden[rows].to(kind)
+            logits = room[: len(h)]  # [rows, V]
+            for words, columns in _widened(head, kind):
+                torch.mm(h, columns.T, out=logits[:, words])
+            logits = logits.float()
             logits.sub_(logits.amax(dim=-1, keepdim=True))  # from here on all in one place
             right = logits.gather(1, wanted)
             spread = smoothing * logits.mean(dim=-1, keepdim=True) if smoothing else 0.0
@@ -45,13 +56,16 @@ class _ChunkedLoss(torch.autograd.Function):
                 continue
             slope = logits.div_(N * total)  # d loss / d logits = (softmax − target) / N
             if smoothing:
-                slope.sub_(smoothing / slope.shape[1] / N)
+                slope.sub_(smoothing / V / N)
             slope.scatter_add_(1, wanted, torch.full_like(right, (smoothing - 1) / N))
-            slope = slope.to(head.dtype)
+            slope = slope.to(kind)
             if d_hidden is not None:
-                torch.mm(slope, head, out=d_hidden[rows])
+                d_h = h.new_zeros(h.shape)
+                for words, columns in _widened(head, kind):
+                    d_h.addmm_(slope[:, words], columns)
+                d_hidden[rows] = d_h
             if d_head is not None:
-                d_head.addmm_(slope.T, hidden[rows])
+                d_head.addmm_(slope.to(head.dtype).T, hidden[rows].to(head.dtype))
         ctx.save_for_backward(d_hidden, d_head)
         return loss / N
 
@@ -62,3 +76,11 @@ class _ChunkedLoss(torch.autograd.Function):
         # In place, so that [V, D] exists once; a second backward pass is then an error, and no wrong number.
         scaled = [None if d is None else d.mul_(d_loss.to(d.dtype)) for d in (d_hidden, d_head)]
         return (*scaled, None, None)
+
+
+def _widened(head: Float[Tensor, "V D"], kind: torch.dtype) -> Iterator[tuple[slice, Float[Tensor, "C D"]]]:
+    """The head in this type: at once where it is so already, else some words at a time."""
+    some = len(head) if head.dtype == kind else WORDS
+    for start in range(0, len(head), some):
+        words = slice(start, start + some)
+        yield words, head[words].to(kind)

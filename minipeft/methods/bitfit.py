@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from minipeft.gpt2 import GPT2
+from minipeft.gpt2 import GPT2, LayerNorm, Linear
 from minipeft.methods.base import Attachment
 from minipeft.methods.weights import shadow
 
@@ -55,15 +55,15 @@ class BitFit:
 class OwnBias(nn.Module):
     """A frozen linear layer or layer norm with another bias, which is trained."""
 
-    def __init__(self, frozen: nn.Linear | nn.LayerNorm) -> None:
+    def __init__(self, frozen: Linear | LayerNorm) -> None:
         super().__init__()
         self.frozen = frozen
         self.bias = nn.Parameter(frozen.bias.detach().clone().float())
 
     def forward(self, x: Float[Tensor, "B T I"]) -> Float[Tensor, "B T O"]:
         bias = self.bias.to(x.dtype)
-        if isinstance(self.frozen, nn.Linear):
-            return F.linear(x, self.frozen.weight, bias)
+        if isinstance(self.frozen, Linear):
+            return self.frozen.product(x, self.frozen.weight, bias)
         return F.layer_norm(x, self.frozen.normalized_shape, self.frozen.weight, bias, self.frozen.eps)
 
 
@@ -87,9 +87,9 @@ class Biases(Attachment):
             model.get_parameter(name).copy_(bias)
 
 
-def _with_biases(model: GPT2) -> Iterator[tuple[str, nn.Linear | nn.LayerNorm]]:
+def _with_biases(model: GPT2) -> Iterator[tuple[str, Linear | LayerNorm]]:
     for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear | nn.LayerNorm) and module.bias is not None:
+        if isinstance(module, Linear | LayerNorm) and module.bias is not None:
             yield name, module
 
 

@@ -13,13 +13,17 @@ from torch import Tensor
 
 from minipeft.files import CheckpointError
 from minipeft.gpt2 import GPT2
+from minipeft.kernels.allocator import page_out
 from minipeft.methods.base import Attachment
 from minipeft.methods.weights import copied
 
 
 @dataclass(frozen=True)
 class FullFinetuning:
-    """Train all weights, or only the last `top_layers` blocks with the final layer norm."""
+    """Train all weights, or only the last `top_layers` blocks with the final layer norm.
+
+    The weights are fp32, whatever the base's are; for mixed precision call `GPT2.use_activations` on the base before.
+    """
 
     top_layers: int | None = None
 
@@ -31,6 +35,8 @@ class FullFinetuning:
         if self.top_layers is not None and not 1 <= self.top_layers <= model.config.n_layer:
             raise ValueError(f"top_layers is {self.top_layers}; this model has blocks 1 to {model.config.n_layer}.")
         trained = copied(model, torch.float32).requires_grad_(self.top_layers is None)
+        if model.device.type == "cpu":
+            page_out(model.parameters())
         if self.top_layers is not None:
             trained.ln_f.requires_grad_()
             for block in trained.blocks[-self.top_layers :]:

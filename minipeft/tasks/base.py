@@ -49,6 +49,11 @@ class Encoded:
     ids: list[int]
     target_starts: int
 
+    @property
+    def scored(self) -> int:
+        """How many of them count in a loss; the first has nothing before it to be predicted from."""
+        return len(self.ids) - max(1, self.target_starts)
+
 
 @dataclass(frozen=True)
 class Batch:
