@@ -30,7 +30,7 @@ from minipeft.attention import (
     next_positions,
 )
 from minipeft.kernels import LOSSES, PRODUCTS
-from minipeft.kernels.machine import product_type
+from minipeft.kernels.machine import by_onednn, product_type
 from minipeft.kernels.mixed_linear import gelu_linear
 from minipeft.kernels.split_attention import can_split, split_attention
 from minipeft.tokenizer import Tokenizer
@@ -342,8 +342,10 @@ class GPT2(nn.Module):
 
     def use_kernels(self) -> "GPT2":
         """Everything that makes training this model faster or smaller on its device; equal results, up to rounding."""
-        wider = product_type(self.wte.weight) != self.dtype
-        self.use_products("mixed" if wider or self.activations is not None else "plain")
+        widest = self.blocks[0].mlp.c_fc.weight
+        wider = product_type(widest) != self.dtype
+        gains = wider or self.activations is not None or by_onednn(widest, widest)
+        self.use_products("mixed" if gains else "plain")
         for block in self.blocks:
             block.mlp.gelu_again = True
         return self.use_loss("chunked").use_attention("split").use_packing(always=wider)

@@ -19,7 +19,6 @@ from torch.utils._pytree import tree_leaves
 
 from minipeft.attention import FixedMemory, Rows
 from minipeft.gpt2 import GPT2, GPT2Config
-from minipeft.kernels.machine import product_type
 from minipeft.kernels.split_attention import can_split
 from minipeft.methods import FullFinetuning, Method, Prefix, SoftPrompt, Stack
 from minipeft.methods.base import Attachment, Doors
@@ -93,7 +92,6 @@ def rehearse(work: Work) -> Need:
     from torch.utils.flop_counter import FlopCounterMode
 
     trains_copy = _trains_copy(work.method)
-    product_type(torch.empty(0, dtype=work.dtype))  # asked of the machine now: fake products take no time
     with torch.device("meta"):
         base = GPT2(work.config).to(torch.float32 if trains_copy else work.dtype)
         runs, attachment = _without_text(work.method).attach_to(base, None)

@@ -105,8 +105,6 @@ def tune(
     labels = [example.target for example in task.splits["train"]] if task.labels else []
     order = BucketedBatches([len(row.ids) for row in rows], config.batch_size, config.seed, labels)
 
-    micro = MicroBatches(_rows_at_once(model, method, rows, config))
-
     def loss_at(step: int) -> Iterator[Tensor]:
         whole = [rows[row] for row in order(step)]
         scored = sum(row.scored for row in whole)
@@ -137,6 +135,7 @@ def tune(
         save_seconds=config.save_seconds,
         seed=config.seed,
     )
+    micro = MicroBatches(_rows_at_once(model, method, rows, config))
     result = train(
         tuned.trainable_parameters(),
         loss_at,

@@ -217,7 +217,7 @@ def test_a_loss_without_a_label_is_refused() -> None:
 
 
 def test_an_unknown_attention_is_refused() -> None:
-    with pytest.raises(ValueError, match="attention is 'flash'; it can be 'explicit' or 'fused'"):
+    with pytest.raises(ValueError, match="attention is 'flash'; it can be 'explicit', 'fused' or 'split'"):
         random_model().use_attention("flash")
     with pytest.raises(ValueError, match="attention is 'flash'"):
         GPT2(GPT2Config(**TINY), attention="flash")

@@ -232,7 +232,7 @@ def test_split_attention_is_explicit_attention_in_every_type(
     P: int, shared: int, slow: bool, kind: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The reference computes in fp32 on the same rounded numbers, so a result is wrong by its type's own coarseness."""
-    monkeypatch.setitem(machine._slow, torch.bfloat16, slow)
+    monkeypatch.setattr(machine, "HAS_AMX", not slow)
     draw, lengths, H, Dh = torch.Generator().manual_seed(0), (7, 1, 40), 3, 16
     qkv = torch.randn(1, shared + sum(lengths), 3 * H * Dh, generator=draw).to(kind).requires_grad_()
     prefix = [torch.randn(1, H, P, Dh, generator=draw).requires_grad_() for _ in range(2)] if P else []
@@ -273,7 +273,7 @@ def test_the_mask_that_cuda_knows_by_name_is_ours() -> None:
 def test_a_mixed_product_is_the_product(
     types: tuple[str, str], slow: bool, gelu: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(machine._slow, torch.bfloat16, slow)
+    monkeypatch.setattr(machine, "QUICK_IN_BFLOAT16", not slow)
     draw, of_x, of_weight = torch.Generator().manual_seed(0), *(getattr(torch, name) for name in types)
     x = torch.randn(2, 7, 24, generator=draw).to(of_x).requires_grad_()
     layer = [torch.randn(*shape, generator=draw).to(of_weight).requires_grad_() for shape in ((10, 24), (10,))]

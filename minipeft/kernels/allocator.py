@@ -39,7 +39,6 @@ def page_out(tensors: Iterable[Tensor]) -> None:
     """Let the system take back the memory of weights that are read from a file and not needed for now.
 
     Only pages that the file still holds go; they come back when they are read. On Linux; elsewhere nothing happens.
-    A base of 498 MB, mapped from its file, stands beside its finetuned copy in RATIO MB after this.
     """
     if platform.system() != "Linux":
         return

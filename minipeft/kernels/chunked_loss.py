@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from minipeft.kernels.machine import product_type
+from minipeft.kernels.machine import product, product_type
 
 ROWS = 256
 """Labels at a time: with GPT-2's vocabulary 51 MB of logits in fp32."""
@@ -38,15 +38,11 @@ class _ChunkedLoss(torch.autograd.Function):
         d_head = torch.zeros_like(head) if wants_head else None
         loss = hidden.new_zeros((), dtype=torch.float32)
         kind = product_type(hidden)
-        room = hidden.new_empty(min(ROWS, N), V, dtype=kind)
         for start in range(0, N, ROWS):
             rows = slice(start, start + ROWS)
             wanted = targets[rows, None]
             h = hidden[rows].to(kind)
-            logits = room[: len(h)]  # [rows, V]
-            for words, columns in _widened(head, kind):
-                torch.mm(h, columns.T, out=logits[:, words])
-            logits = logits.float()
+            logits = _logits(h, head).float()  # [rows, V]
             logits.sub_(logits.amax(dim=-1, keepdim=True))  # from here on all in one place
             right = logits.gather(1, wanted)
             spread = smoothing * logits.mean(dim=-1, keepdim=True) if smoothing else 0.0
@@ -62,10 +58,11 @@ class _ChunkedLoss(torch.autograd.Function):
             if d_hidden is not None:
                 d_h = h.new_zeros(h.shape)
                 for words, columns in _widened(head, kind):
-                    d_h.addmm_(slope[:, words], columns)
+                    d_h += product(slope[:, words], columns.T)
                 d_hidden[rows] = d_h
             if d_head is not None:
                 d_head.addmm_(slope.to(head.dtype).T, hidden[rows].to(head.dtype))
+            del logits, slope  # before the next chunk's are made
         ctx.save_for_backward(d_hidden, d_head)
         return loss / N
 
@@ -76,6 +73,15 @@ class _ChunkedLoss(torch.autograd.Function):
         # In place, so that [V, D] exists once; a second backward pass is then an error, and no wrong number.
         scaled = [None if d is None else d.mul_(d_loss.to(d.dtype)) for d in (d_hidden, d_head)]
         return (*scaled, None, None)
+
+
+def _logits(h: Float[Tensor, "N D"], head: Float[Tensor, "V D"]) -> Float[Tensor, "N V"]:
+    if h.dtype == head.dtype:
+        return product(h, head)
+    logits = h.new_empty(len(h), len(head))
+    for words, columns in _widened(head, h.dtype):
+        torch.mm(h, columns.T, out=logits[:, words])
+    return logits
 
 
 def _widened(head: Float[Tensor, "V D"], kind: torch.dtype) -> Iterator[tuple[slice, Float[Tensor, "C D"]]]:
