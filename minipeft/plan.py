@@ -5,6 +5,7 @@ real step is made, counted while it lives, and let go, by the same code: there i
 A rehearsal takes a second or two and no memory worth mentioning.
 """
 
+import math
 import os
 import time
 import weakref
@@ -86,6 +87,35 @@ class Rates:
         return need.flops / self.flops + need.moved / self.moved
 
 
+Shape = tuple[int, ...]
+
+
+def _linear(x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
+    return 2 * math.prod(x) * weight[0]
+
+
+def _added_product(_: Shape, a: Shape, b: Shape, *__: Any, **___: Any) -> int:
+    return 2 * a[0] * a[1] * b[1]
+
+
+def _attention(q: Shape, k: Shape, *_: Any, **__: Any) -> int:
+    return 2 * 2 * math.prod(q) * k[-2]
+
+
+def _attention_backward(_: Shape, q: Shape, k: Shape, *__: Any, **___: Any) -> int:
+    return 5 * 2 * math.prod(q) * k[-2]
+
+
+_FLOPS = {
+    torch.ops.aten.addmm_: _added_product,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+"""What PyTorch's counter does not know, of the shapes that go in."""
+if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    _FLOPS[torch.ops.mkldnn._linear_pointwise] = _linear
+
+
 def rehearse(work: Work) -> Need:
     """What a step of this work needs. Raises ValueError if the method or the length does not fit the model."""
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -107,7 +137,7 @@ def rehearse(work: Work) -> Need:
         if not (trains_copy and work.on_cpu):  # there, what was copied goes back to its file
             held |= {*base.parameters()}
         live = _Live([*held, *moments])
-        with live, FlopCounterMode(display=False) as counter:
+        with live, FlopCounterMode(display=False, custom_mapping=_FLOPS) as counter:
             _step(runs, attachment, work)
         changed = sum(parameter.numel() for parameter in trained) * 4
         return Need(

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from minipeft.batches import BATCHES_SORTED_TOGETHER, BucketedBatches, ShuffledStream
+from minipeft.batches import BATCHES_SORTED_TOGETHER, BucketedBatches, MicroBatches, ShuffledStream
 
 RANDOM = np.random.default_rng(0)
 N, SIZE = 960, 12
@@ -67,3 +67,12 @@ def test_a_label_rarer_than_batches_still_comes_once_an_epoch() -> None:
     labels = ["rare"] + ["common"] * (N - 1)
     batches = BucketedBatches(LENGTHS, SIZE, 0, labels)
     assert sum(0 in batches(step) for step in range(STEPS)) == 1
+
+
+def test_a_batch_is_cut_and_halved_until_a_row_is_alone() -> None:
+    micro = MicroBatches(9)
+    assert micro.cut(range(5)) == [range(5)]
+    assert [micro.halve(5), micro.halve(5), micro.halve(5), micro.halve(5)] == [3, 2, 1, None]
+    assert [list(part) for part in MicroBatches(2).cut(range(5))] == [[0, 1], [2, 3], [4]]
+    with pytest.raises(ValueError, match="at least 1 row"):
+        MicroBatches(0)

@@ -4,7 +4,7 @@ import json
 import math
 import re
 import signal
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from minipeft.files import CheckpointError
-from minipeft.train import train
+from minipeft.train import OutOfMemory, train
 from minipeft.training_state import METRICS_FILE, STATE_FILE, TrainConfig, TrainingDiverged, TrainResult
 
 CONFIG = TrainConfig(steps=12, lr=0.05, warmup=0.25, weight_decay=0.1, clip=0.5, save_seconds=1e9)
@@ -553,3 +553,55 @@ def test_a_damaged_state_is_refused(
     edit_state(tmp_path, tensors, about)
     with pytest.raises(CheckpointError, match=re.escape(sentence)):
         resume_with(tmp_path)
+
+
+# --- memory
+
+
+def test_a_step_that_runs_out_of_memory_is_done_again_and_nothing_changes(tmp_path: Path) -> None:
+    """Half of the gradient is there when memory runs out; it must not count twice."""
+    whole = run_whole(tmp_path / "whole", CONFIG)
+    parameters, asked = fresh(), []
+    loss_at = noisy_loss(parameters)
+
+    def in_parts(step: int) -> Iterator[Tensor]:
+        loss = loss_at(step)
+        yield loss * 0.5
+        if step == 3 and len(asked) < 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        yield loss_at_again(loss, step)
+
+    def loss_at_again(loss: Tensor, step: int) -> Tensor:
+        torch.manual_seed(CONFIG.seed * 1_000_003 + step)
+        return loss_at(step) * 0.5
+
+    def help_it() -> bool:
+        asked.append(1)
+        return True
+
+    train(parameters, in_parts, CONFIG, tmp_path / "parts", evaluate=distance(parameters), use_less_memory=help_it)
+    assert len(asked) == 2
+    for name, tensor in tensors_of(parameters).items():
+        assert torch.allclose(tensor, whole[name], atol=1e-6), name
+
+
+def test_a_step_that_never_fits_ends_in_one_sentence_and_can_be_resumed(tmp_path: Path) -> None:
+    whole = run_whole(tmp_path / "whole", CONFIG)
+    parameters = fresh()
+    loss_at = noisy_loss(parameters)
+
+    def too_large(step: int) -> Tensor:
+        if step == 5:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+        return loss_at(step)
+
+    with pytest.raises(OutOfMemory, match="not enough memory for step 6 even with one row"):
+        train(parameters, too_large, CONFIG, tmp_path / "run", evaluate=distance(parameters))
+    assert_identical(go_on(tmp_path / "run", CONFIG), whole)
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory(tmp_path: Path) -> None:
+    parameters = fresh()
+    broken = StopsAt(noisy_loss(parameters), 2, RuntimeError)
+    with pytest.raises(RuntimeError, match="stopped by the test"):
+        train(parameters, broken, CONFIG, tmp_path, use_less_memory=lambda: pytest.fail("asked"))
