@@ -252,8 +252,7 @@ def ours(folder: Path, method: str, dtype: Any, shape: dict[str, int], switches:
         tuned = mp.load(folder / "start" / method, base)
     tuned.train()
     if "compile" in on:
-        for block in tuned.model.blocks:
-            block.compile()
+        tuned.model.use_compile()
     return list(tuned.trainable_parameters().values()), tuned.loss
 
 

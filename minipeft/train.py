@@ -117,7 +117,7 @@ def _step(run: TrainingState, loss_at: Losses, step: int, use_less_memory: Calla
             run.optimizer.zero_grad(set_to_none=True)
             raise OutOfMemory(
                 f"there is not enough memory for step {step + 1} even with one row at a time ({told}); shorten the "
-                f"texts, or try gradient checkpointing or bfloat16: `minipeft plan` tells what fits."
+                "texts, or try gradient checkpointing or bfloat16."
             )
     norm = nn.utils.clip_grad_norm_(run.parameters.values(), run.config.clip or math.inf)
     for what, number in (("the loss", value), ("the gradient's norm", float(norm))):

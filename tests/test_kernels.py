@@ -288,6 +288,21 @@ def test_a_mixed_product_is_the_product(
         assert farthest(one.float(), other.float()) < 4 * coarse * float(one.detach().abs().max())
 
 
+@pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this PyTorch has no oneDNN")
+def test_a_product_by_onednn_is_the_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "QUICK_BY_ONEDNN", True)
+    monkeypatch.setattr(machine, "LARGE", 1)
+    draw = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(*shape, generator=draw).requires_grad_() for shape in ((2, 7, 24), (10, 24), (10,)))
+    assert machine.by_onednn(x, weight)
+    found = []
+    for linear in (torch.nn.functional.linear, mixed_linear):
+        y = linear(x, weight, bias)
+        found.append([y, *torch.autograd.grad(y.square().sum(), [x, weight, bias])])
+    for one, other in zip(*found, strict=True):
+        assert farthest(one, other) < EXACT * 10 * float(one.detach().abs().max())
+
+
 def test_a_frozen_layer_keeps_no_input_for_its_gradient() -> None:
     kept: list[tuple[int, ...]] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(tuple(t.shape)) or t, lambda t: t):

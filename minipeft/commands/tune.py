@@ -75,7 +75,8 @@ def tune(
         bool, typer.Option("--gradient-checkpointing", help="Less memory for a third more computing.")
     ] = False,
     compile: Annotated[
-        bool, typer.Option("--compile", help="Compile the blocks; pays on a GPU, and needs a C++ compiler on a CPU.")
+        bool,
+        typer.Option("--compile", help="Compile the blocks: no gain on two CPU cores, where it needs a C++ compiler."),
     ] = False,
     device: Device = "auto",
     seed: Seed = 0,
