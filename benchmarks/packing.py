@@ -2,8 +2,8 @@
 
     python benchmarks/packing.py
 
-A prefix of 10 before 16 rows of up to 96 tokens, two blocks, fp32. Below 1 leaving it out pays: `gpt2.PACKING_PAYS`
-is where it does: a row's padding · D².
+A prefix of 10 before 16 rows of up to 96 tokens, two blocks, fp32. Below 1 leaving it out pays:
+`computing.PACKING_PAYS` is where it does: a row's padding · D².
 """
 
 import statistics

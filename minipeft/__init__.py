@@ -1,8 +1,9 @@
 """minipeft: a GPT-2 to read in an evening, and the ways to adapt it with few parameters."""
 
+from minipeft.config import GPT2Config
 from minipeft.files import CheckpointError
 from minipeft.generate import Sampling, generate
-from minipeft.gpt2 import GPT2, GPT2Config
+from minipeft.gpt2 import GPT2
 from minipeft.methods import (
     IA3,
     BitFit,

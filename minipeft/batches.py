@@ -1,13 +1,15 @@
 """The order in which training data is read: a function of the seed and the step, so that any step can be resumed."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 BATCHES_SORTED_TOGETHER = 8
-Row = TypeVar("Row")
+Rows = TypeVar("Rows", bound=Any)
+"""A batch: a list or a tensor of rows."""
 
 
 class ShuffledStream:
@@ -72,17 +74,18 @@ class MicroBatches:
             raise ValueError(f"the micro-batch must be at least 1 row, got {most}.")
         self.most = most
 
-    def cut(self, rows: Sequence[Row]) -> list[Sequence[Row]]:
-        """The batch in parts."""
-        return [rows[start : start + self.most] for start in range(0, len(rows), self.most)]
+    def cut(self, rows: Rows) -> Iterator[Rows]:
+        """The batch in parts, one after another."""
+        for start in range(0, len(rows), self.most):
+            yield rows[start : start + self.most]
 
-    def halve(self, rows: int) -> int | None:
-        """Take fewer at once after a batch of `rows` did not fit; how many, or None where it was one alone."""
-        tried = min(self.most, rows)
-        if tried == 1:
-            return None
-        self.most = (tried + 1) // 2
-        return self.most
+    def use_fewer(self) -> bool:
+        """Take half as many at once from here on, and say so; False where it was one alone."""
+        if self.most == 1:
+            return False
+        self.most = (self.most + 1) // 2
+        print(f"minipeft: out of memory; from here on {self.most} rows at a time, same batch.", file=sys.stderr)
+        return True
 
 
 def _interleaved(labels: Sequence[str], starts: dict[str, float] | None = None) -> np.ndarray:

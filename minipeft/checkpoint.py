@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from minipeft.config import GPT2Config
 from minipeft.downloads import PUBLIC, download
 from minipeft.files import (
     CheckpointError,
@@ -32,7 +33,7 @@ from minipeft.formats.hub import (
 from minipeft.formats.openai import HPARAMS_FILE, read_openai
 from minipeft.formats.pickled import read_nano_or_min_gpt
 from minipeft.formats.stored import Stored, Weights
-from minipeft.gpt2 import GPT2, GPT2Config
+from minipeft.gpt2 import GPT2
 
 SHIPPED = {"nano": Path(__file__).parent / "assets" / "nano"}
 

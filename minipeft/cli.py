@@ -12,6 +12,7 @@ from minipeft.commands.generate import generate
 from minipeft.commands.inspect import inspect
 from minipeft.commands.lessons import lessons
 from minipeft.commands.methods import methods
+from minipeft.commands.plan import plan
 from minipeft.commands.pretrain import pretrain
 from minipeft.commands.tune import tune
 
@@ -26,6 +27,7 @@ app.command()(generate)
 app.command()(tune)
 app.command("eval")(evaluate)
 app.command()(pretrain)
+app.command()(plan)
 app.command()(inspect)
 app.command()(methods)
 app.command()(download)

@@ -1,4 +1,4 @@
-"""GPT-2: configuration, blocks, model, and the three doors through which a method enters it.
+"""GPT-2: blocks, model, and the three doors through which a method enters it.
 
 Door *input*: `prompt`, vectors in front of the token embeddings. Door *memory*: `memory`, keys and values in front
 of each block's own. Door *weights*: every linear layer is a module that a method may replace. This file knows no
@@ -9,7 +9,6 @@ Source: Radford et al. 2019; the parameter names are those of the public weights
 """
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -29,81 +28,14 @@ from minipeft.attention import (
     lower_right_mask,
     next_positions,
 )
-from minipeft.kernels import LOSSES, PRODUCTS
-from minipeft.kernels.machine import by_onednn, product_type
+from minipeft.computing import Computing
+from minipeft.config import GPT2Config
 from minipeft.kernels.mixed_linear import gelu_linear
 from minipeft.kernels.split_attention import can_split, split_attention
+from minipeft.layers import LayerNorm, Linear
 from minipeft.tokenizer import Tokenizer
 
 NOT_SCORED = -100
-PACKING_PAYS = 1.5e6
-"""From so much on (padding of a row · D²) the products saved take longer than attending row by row: two CPU cores,
-`benchmarks/packing.py`."""
-LARGEST = 10_000_000
-"""No number of a model's shape is larger; beyond it, sizes in bytes would overflow."""
-
-
-@dataclass(frozen=True)
-class GPT2Config:
-    """The shape of a GPT-2; the defaults are GPT-2 small. Raises ValueError where the numbers cannot make a model."""
-
-    n_layer: int = 12
-    n_head: int = 12
-    n_embd: int = 768
-    n_positions: int = 1024
-    vocab_size: int = 50257
-    layer_norm_epsilon: float = 1e-5
-    dropout: float = 0.0
-    gelu: str = "tanh"
-    """"tanh", GPT-2's own approximation, or "exact", as nanoGPT computes it."""
-    tied: bool = True
-    """Whether the head is the token embeddings themselves, as GPT-2's is, or a matrix of its own, as minGPT's."""
-
-    def __post_init__(self) -> None:
-        for name in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST:
-                raise ValueError(f"GPT2Config.{name} must be a whole number from 1 to {LARGEST:,}, got {value!r}.")
-        if self.n_embd % self.n_head:
-            raise ValueError(f"n_embd {self.n_embd} cannot be shared out among n_head {self.n_head} heads.")
-        epsilon = self.layer_norm_epsilon
-        if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not 0 < epsilon < 1:
-            raise ValueError(f"layer_norm_epsilon must be a small positive number, got {epsilon!r}.")
-        if self.gelu not in ("tanh", "exact"):
-            raise ValueError(f"gelu is {self.gelu!r}; it can be 'tanh' or 'exact'.")
-        if not isinstance(self.tied, bool):
-            raise ValueError(f"tied must be True or False, got {self.tied!r}.")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}.")
-
-    @property
-    def head_size(self) -> int:
-        """Dh, the width of one head."""
-        return self.n_embd // self.n_head
-
-    def num_parameters(self) -> int:
-        """How many numbers a model of this shape has, counted without making it; a tied head counts once."""
-        L, D = self.n_layer, self.n_embd
-        embeddings = ((1 if self.tied else 2) * self.vocab_size + self.n_positions) * D
-        return 12 * L * D * D + 13 * L * D + embeddings + 2 * D
-
-
-class Linear(nn.Linear):
-    """A linear layer; how its product is computed can be chosen."""
-
-    product = staticmethod(F.linear)
-
-    def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
-        return self.product(x, self.weight, self.bias)
-
-
-class LayerNorm(nn.LayerNorm):
-    """Layer norm in fp32 of inputs that may be half precision."""
-
-    def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-        if x.dtype == self.weight.dtype or x.device.type == "cpu":  # the CPU's kernel takes both types at once
-            return super().forward(x)
-        return super().forward(x.float()).to(x.dtype)
 
 
 class CausalSelfAttention(nn.Module):
@@ -184,7 +116,7 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
-class GPT2(nn.Module):
+class GPT2(Computing):
     """A GPT-2 language model: token ids in, logits of the next token out."""
 
     def __init__(self, config: GPT2Config, attention: str = "fused", seed: int | None = None) -> None:
@@ -236,15 +168,10 @@ class GPT2(nn.Module):
         if attention_mask is not None and attention_mask.shape != tokens.shape:
             raise ValueError(f"attention_mask is {tuple(attention_mask.shape)}, but tokens are {(B, T)}.")
 
-        x = self.wte(tokens)
         real = tokens.new_ones(B, T, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         if prompt is not None:
-            x = torch.cat([prompt.to(x.dtype).expand(B, -1, -1), x], dim=1)
             real = torch.cat([real.new_ones(B, P), real], dim=1)
-        x = x + self.wpe(next_positions(real, memory))
-        x = F.dropout(x, self.config.dropout, self.training)
-        if self.training and self.activations is not None:
-            x = x.to(self.activations)
+        x = self.embed(tokens, next_positions(real, memory), prompt)
 
         mask: Tensor | Rows | None
         dropout = self.config.dropout if self.training else 0.0
@@ -264,6 +191,16 @@ class GPT2(nn.Module):
         if packed:
             x = x.new_zeros(*each.shape, x.shape[-1]).masked_scatter(each[..., None], x[:, shared:])
         return self.ln_f(x[:, P - shared :])
+
+    def embed(
+        self, tokens: Int[Tensor, "B T"], positions: Int[Tensor, "#B S"], prompt: Float[Tensor, "#B P D"] | None = None
+    ) -> Float[Tensor, "B S D"]:
+        """What goes into the blocks: the prompt, then the tokens' embeddings, S = P + T, each with its position's."""
+        x = self.wte(tokens)
+        if prompt is not None:
+            x = torch.cat([prompt.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
+        x = F.dropout(x + self.wpe(positions), self.config.dropout, self.training)
+        return x.to(self.activations) if self.training and self.activations is not None else x
 
     def through_blocks(
         self, x: Float[Tensor, "B T D"], mask: Bool[Tensor, "#B 1 T S"] | Rows | None, memory: Memory | None
@@ -339,79 +276,6 @@ class GPT2(nn.Module):
     def num_parameters(self) -> int:
         """How many numbers the model has; the tied head counts once. GPT-2 small: 124,439,808."""
         return sum(parameter.numel() for parameter in self.parameters())
-
-    def use_kernels(self) -> "GPT2":
-        """Everything that makes training this model faster or smaller on its device; equal results, up to rounding."""
-        widest = self.blocks[0].mlp.c_fc.weight
-        wider = product_type(widest) != self.dtype
-        gains = wider or self.activations is not None or by_onednn(widest, widest)
-        self.use_products("mixed" if gains else "plain")
-        for block in self.blocks:
-            block.mlp.gelu_again = True
-        return self.use_loss("chunked").use_attention("split").use_packing(always=wider)
-
-    def use_attention(self, attention: str) -> "GPT2":
-        """Compute attention written out ("explicit") or by PyTorch's fused kernel ("fused"); equal results.
-
-        "split" is "fused", and in batches without padding the prefix's part is computed by itself where it can be.
-        """
-        if attention not in (*ATTENTION, "split"):
-            raise ValueError(f"attention is {attention!r}; it can be {', '.join(map(repr, ATTENTION))} or 'split'.")
-        self.splits_attention = attention == "split"
-        for block in self.blocks:
-            block.attn.attend = ATTENTION["fused" if self.splits_attention else attention]
-        return self
-
-    def use_products(self, kind: str) -> "GPT2":
-        """Multiply by weights as they are ("plain") or in the type that is fastest here ("mixed")."""
-        if kind not in PRODUCTS:
-            raise ValueError(f"products is {kind!r}; it can be {' or '.join(map(repr, PRODUCTS))}.")
-        for module in self.modules():
-            if isinstance(module, Linear):
-                module.product = PRODUCTS[kind]
-        return self
-
-    def use_loss(self, kind: str) -> "GPT2":
-        """Compute losses from all labels' logits at once ("plain") or a few at a time ("chunked"); equal results."""
-        if kind not in LOSSES:
-            raise ValueError(f"loss is {kind!r}; it can be {' or '.join(map(repr, LOSSES))}.")
-        self.label_loss = LOSSES[kind]
-        return self
-
-    def use_activations(self, kind: torch.dtype | None) -> "GPT2":
-        """While training, compute in this type between the weights, which keep theirs: mixed precision; None: one type.
-
-        Source: Micikevicius et al. 2018, §3.
-        """
-        self.activations = kind
-        return self.use_products("plain" if kind is None else "mixed")
-
-    def use_compile(self) -> "GPT2":
-        """Compile each block by `torch.compile` at its first use, once for all lengths; not undone; equal results.
-
-        Two CPU cores without AMX gain nothing (0.97 to 1.02 of the time, after 10 to 20 s of compiling), as matrix
-        products are most of a step there; on a GPU it is unmeasured. It needs a C++ compiler, and is off by default.
-        """
-        for block in self.blocks:
-            block.compile(dynamic=True)
-        return self
-
-    def use_checkpointing(self, on: bool = True) -> "GPT2":
-        """While training keep only what goes into each block, and compute the rest again for the gradient.
-
-        Less memory for a third more computing; the same gradients. Source: Chen et al. 2016, §3.
-        """
-        self.recompute = on
-        return self
-
-    def use_packing(self, on: bool = True, always: bool = False) -> "GPT2":
-        """Leave the padding of a batch out of all computing where that pays, or always; equal results.
-
-        The rows then stand one behind another, behind a prompt that is computed once for all of them: it sees no text,
-        so it is the same before each. Only attention takes the rows one by one.
-        """
-        self.packing = (0.0 if always else PACKING_PAYS) if on else math.inf
-        return self
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """An empty cache for `batch` rows of up to `capacity` positions."""

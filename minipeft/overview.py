@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from minipeft.gpt2 import GPT2Config
+from minipeft.config import GPT2Config
 from minipeft.methods import (
     IA3,
     BitFit,

@@ -1,7 +1,7 @@
 """Train a GPT-2 from nothing on plain text files."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from minipeft.batches import ShuffledStream
+from minipeft.batches import MicroBatches, ShuffledStream
+from minipeft.config import GPT2Config
 from minipeft.corpus import Corpus, CorpusError, build_corpus
 from minipeft.files import fingerprint, write_json
-from minipeft.gpt2 import GPT2, GPT2Config
+from minipeft.gpt2 import GPT2
+from minipeft.plan import check_micro_batch, rows_at_once
+from minipeft.rehearsal import Work
 from minipeft.tokenizer import Tokenizer
 from minipeft.train import train
 from minipeft.training_state import TrainConfig
@@ -72,21 +75,29 @@ def pretrain(
     resume: bool = False,
     device: torch.device | str = "cpu",
     bfloat16: bool = False,
+    micro_batch: int | str = "whole",
+    checkpointing: bool = False,
 ) -> GPT2:
     """Train a new GPT-2 on text files and write it to `out` with `report.json`; the best evaluation is kept.
 
+    `micro_batch`: windows at once, "whole": the batch, or "auto": as many as `minipeft.plan` says fit.
     Raises FileNotFoundError or CorpusError on files that cannot be used, and what `train` raises.
     """
+    check_micro_batch(micro_batch)
     tokenizer = Tokenizer.for_vocab_size(config.vocab_size)
     corpus = build_corpus(files, tokenizer)
     model = GPT2(config, seed=settings.seed).to(device).train()
+    model.use_activations(torch.bfloat16 if bfloat16 else None).use_kernels().use_checkpointing(checkpointing)
     untrained = perplexities(model, corpus)
     windows = TokenWindows(corpus.train, config.n_positions, settings.batch_size, settings.seed)
 
-    def loss_at(step: int) -> Tensor:
-        batch = windows(step).to(device)
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bfloat16):
-            return model.loss(batch, batch)
+    work = Work.of(model, None, settings.batch_size, config.n_positions, config.n_positions - 1)
+    micro = MicroBatches(rows_at_once(micro_batch, work, model.device))
+
+    def loss_at(step: int) -> Iterator[Tensor]:
+        whole = windows(step).to(device)
+        for part in micro.cut(whole):
+            yield len(part) / len(whole) * model.loss(part, part)
 
     def evaluate() -> dict[str, float]:
         measured = perplexities(model, corpus)
@@ -103,6 +114,7 @@ def pretrain(
         resume=resume,
         setting=setting,
         label="pretrain",
+        use_less_memory=micro.use_fewer,
     )
     model.eval().save_pretrained(out)
     measured = {

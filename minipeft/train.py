@@ -116,8 +116,8 @@ def _step(run: TrainingState, loss_at: Losses, step: int, use_less_memory: Calla
         if value is None and not use_less_memory():  # here, where the failed step's tensors are gone
             run.optimizer.zero_grad(set_to_none=True)
             raise OutOfMemory(
-                f"there is not enough memory for step {step + 1} even with one row at a time ({told}); shorten the "
-                "texts, or try gradient checkpointing or bfloat16."
+                f"there is not enough memory for step {step + 1} even with one row at a time ({told}); `minipeft "
+                "plan` says what would fit."
             )
     norm = nn.utils.clip_grad_norm_(run.parameters.values(), run.config.clip or math.inf)
     for what, number in (("the loss", value), ("the gradient's norm", float(norm))):

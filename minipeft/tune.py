@@ -1,7 +1,6 @@
 """Tune a method on a task: the defaults that sweeps found, the run, and the folder it leaves behind."""
 
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,10 @@ from minipeft.evaluate import evaluate
 from minipeft.files import fingerprint, write_json
 from minipeft.gpt2 import GPT2
 from minipeft.methods import HardPrompt, Method, Prefix, PTuning, SoftPrompt, Stack
-from minipeft.plan import Work, available_memory, rows_that_fit
+from minipeft.plan import check_micro_batch, rows_at_once
+from minipeft.rehearsal import Work
 from minipeft.seeds import check_seed
 from minipeft.tasks import Encoder, Task, collate
-from minipeft.tasks.base import Encoded
 from minipeft.train import train
 from minipeft.training_state import TrainConfig, TrainResult
 from minipeft.tuned import Tuned, attach
@@ -58,9 +57,7 @@ class TuneConfig:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
-        known = isinstance(self.micro_batch, int) and self.micro_batch >= 1
-        if not known and self.micro_batch not in ("whole", "auto"):
-            raise ValueError(f'micro_batch is {self.micro_batch!r}; it can be a number of rows, "whole" or "auto".')
+        check_micro_batch(self.micro_batch)
 
 
 def default_lr(method: Method) -> float:
@@ -114,12 +111,6 @@ def tune(
                 batch = collate(part, encoder.tokenizer.eot).to(model.device)
                 yield share * tuned.loss(batch.tokens, batch.labels, batch.attention_mask)
 
-    def use_fewer_rows() -> bool:
-        fewer = micro.halve(config.batch_size)
-        if fewer:
-            print(f"minipeft: out of memory; from here on {fewer} rows at a time, same batch.", file=sys.stderr)
-        return fewer is not None
-
     def measure() -> dict[str, float]:
         dev = evaluate(tuned, encoder, task.splits["dev"])
         return {"score": dev.score, "dev_loss": dev.loss} | ({"dev_accuracy": dev.accuracy} if task.labels else {})
@@ -135,7 +126,9 @@ def tune(
         save_seconds=config.save_seconds,
         seed=config.seed,
     )
-    micro = MicroBatches(_rows_at_once(model, method, rows, config))
+    longest, most_scored = max(len(row.ids) for row in rows), max(row.scored for row in rows)
+    work = Work.of(model, method, config.batch_size, longest, most_scored)
+    micro = MicroBatches(rows_at_once(config.micro_batch, work, model.device))
     result = train(
         tuned.trainable_parameters(),
         loss_at,
@@ -151,22 +144,11 @@ def tune(
             "data": fingerprint(*(row.ids for row in rows)),
         },
         label=f"tune {method.name}",
-        use_less_memory=use_fewer_rows,
+        use_less_memory=micro.use_fewer,
     )
     tuned.eval().save(out)
-    write_json(Path(out) / REPORT_FILE, _report(tuned, task, settings, result, min(micro.most, config.batch_size)))
+    write_json(Path(out) / REPORT_FILE, _report(tuned, task, settings, result, micro.most))
     return tuned, result
-
-
-def _rows_at_once(model: GPT2, method: Method, rows: Sequence[Encoded], config: TuneConfig) -> int:
-    if config.micro_batch == "whole":
-        return config.batch_size
-    if config.micro_batch == "auto":
-        longest = max(len(row.ids) for row in rows)
-        scored = max(row.scored for row in rows)
-        work = Work.of(model, method, config.batch_size, longest, scored)
-        return rows_that_fit(work, available_memory(model.device)) or 1
-    return int(config.micro_batch)
 
 
 def _with_labels(method: Method, task: Task) -> Method:

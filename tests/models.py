@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from minipeft.attention import FixedMemory
-from minipeft.gpt2 import GPT2, GPT2Config
+from minipeft.config import GPT2Config
+from minipeft.gpt2 import GPT2
 
 TINY = {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 32, "vocab_size": 64}
 

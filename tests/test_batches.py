@@ -69,10 +69,11 @@ def test_a_label_rarer_than_batches_still_comes_once_an_epoch() -> None:
     assert sum(0 in batches(step) for step in range(STEPS)) == 1
 
 
-def test_a_batch_is_cut_and_halved_until_a_row_is_alone() -> None:
-    micro = MicroBatches(9)
-    assert micro.cut(range(5)) == [range(5)]
-    assert [micro.halve(5), micro.halve(5), micro.halve(5), micro.halve(5)] == [3, 2, 1, None]
+def test_a_batch_is_cut_and_halved_until_a_row_is_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    micro = MicroBatches(5)
+    assert list(micro.cut(range(5))) == [range(5)]
+    assert [(micro.use_fewer(), micro.most) for _ in range(4)] == [(True, 3), (True, 2), (True, 1), (False, 1)]
+    assert "from here on 3 rows at a time" in capsys.readouterr().err
     assert [list(part) for part in MicroBatches(2).cut(range(5))] == [[0, 1], [2, 3], [4]]
     with pytest.raises(ValueError, match="at least 1 row"):
         MicroBatches(0)

@@ -20,10 +20,11 @@ from safetensors.torch import load_file, save_file
 
 import minipeft.tune
 from minipeft import cli
+from minipeft.config import GPT2Config
 from minipeft.corpus import is_held_out
 from minipeft.files import json_bytes, read_json
 from minipeft.generate import Sampling
-from minipeft.gpt2 import GPT2, GPT2Config
+from minipeft.gpt2 import GPT2
 from minipeft.methods import LoRA, SoftPrompt
 from minipeft.pretrain import CONFIGS
 from minipeft.training_state import METRICS_FILE, STATE_FILE
@@ -200,6 +201,8 @@ TUNE_MISTAKES = {
     ),
     "setting without a value": ("--set init", "--set init: write NAME=VALUE"),
     "setting of another kind": ("--set length=long", "--set length=long: 'long' is not of the kind that length needs."),
+    "no rows at once": ("--micro-batch 0", "micro_batch is 0; it can be a number of rows"),
+    "unknown rows at once": ("--micro-batch some", "micro_batch is 'some'; it can be a number of rows"),
     "learning rate below zero": ("--lr -1", "the learning rate must be a positive number, got -1.0."),
     "learning rate no number": ("--lr nan", "the learning rate must be a positive number, got nan."),
     "no steps": ("--steps 0", "steps must be at least 1, got 0."),
@@ -224,6 +227,15 @@ OTHER_MISTAKES = {
     ),
     "methods for no model": ("methods --model nope", "nope is neither a folder nor one of nano, gpt2, "),
     "methods without settings": ("methods --model {inputs}", "there is no file"),
+    "a plan for two machines": ("plan --gpu 6GB --memory 2GB", "give one of them"),
+    "a plan for no size": ("plan --gpu large", "'large' is no size of memory; write it like 6GB"),
+    "a rate without a GPU": ("plan --tflops 3", "--tflops is a positive number, and of a --gpu."),
+    "a plan for no tokens": ("plan --method lora --tokens 0", "length must be at least 1, got 0."),
+    "a plan for too many tokens": ("plan --method lora --tokens 300", "300 tokens = 300 positions, but this model has"),
+    "a plan for no model": ("plan --model nope", "nope is neither a folder nor one of nano, gpt2, "),
+    "a plan to train nothing": ("plan --method hard_prompt", "hard_prompt has nothing to train"),
+    "settings of no method": ("plan --length 5", "--length, --reparam and --set are settings of a --method; name it."),
+    "settings of pretraining": ("plan --method pretrain --set rank=4", "pretrain has no --length, --reparam or --set."),
     "unknown task": (f"{TUNE_NOTHING} --task films", "there is no task 'films'; there are movie, product"),
     "neither data nor task": (TUNE_NOTHING, "say what to learn: --task NAME (that ships) or --data FILE (your own)."),
     "no target column": (f"{TUNE_NOTHING} --data {{inputs}}/reviews.tsv", "say which column of"),
@@ -287,6 +299,7 @@ OTHER_MISTAKES = {
     "folder without texts": (PRETRAIN.replace("texts.txt", "nothing"), "there are no .txt files in"),
     "texts too short": (PRETRAIN.replace("texts.txt", "short.txt"), "are too few for a batch of 2 × 64"),
     "pretraining without steps": (f"{PRETRAIN} --steps 0", "steps must be at least 1"),
+    "pretraining no rows at once": (f"{PRETRAIN} --micro-batch 0", "micro_batch is 0; it can be a number of rows"),
     "pretraining with a wrong rate": (f"{PRETRAIN} --lr 0", "the learning rate must be a positive number"),
     "pretraining with a seed below zero": (f"{PRETRAIN} --seed -1", "seed"),
     "no pretraining to resume": (f"{PRETRAIN} --resume", "there is no interrupted run in"),
@@ -545,6 +558,88 @@ def test_what_does_not_fit_a_model_is_said_in_its_row(run: Run) -> None:
     random_model(n_positions=12, n_layer=1).save_pretrained(run("methods --model nano").folder / "short")
     told = assert_done(run("methods --model {out}/short")).out
     assert told.count("does not fit") == 4  # 20 vectors, twice by a network, and two layers of one
+
+
+def test_a_plan_tells_what_a_step_needs_without_weights(run: Run) -> None:
+    """The weights of GPT-2 medium, which is not here: 354,823,168 numbers of two bytes."""
+    told = assert_done(run("plan --model gpt2-medium --method lora --dtype bfloat16 --batch-size 1 --tokens 8")).out
+    (row,) = (line.split() for line in told.splitlines() if line.strip().startswith("lora"))
+    assert row[1:3] == ["710", "MB"]
+    assert row[-3] == "yes"
+
+
+def test_a_plan_shows_every_method_and_what_to_lower(run: Run) -> None:
+    told = assert_done(run("plan --model {inputs}/model --tokens 32 --batch-size 2048 --memory 200MB")).out
+    assert "prefix --reparam 512" in told
+    assert re.search(r"lora fits with --micro-batch \d+: 1\d\d MB", told), told
+    assert "lora does not fit, whatever is lowered." in assert_done(run("plan --method lora --memory 20MB")).out
+
+
+def test_a_plan_for_a_gpu_tells_operations_or_with_its_rate_seconds(run: Run) -> None:
+    command = "plan --model {inputs}/model --tokens 32 --gpu 6GB --method"
+    assert re.search(r"pretrain .* yes .*TFLOP", assert_done(run(command, "pretrain")).out)
+    assert re.search(r"lora\+soft_prompt .* yes +≥ .* s", assert_done(run(command, "lora+soft_prompt --tflops 20")).out)
+
+
+@pytest.mark.parametrize("command", [TUNE, PRETRAIN], ids=["tune", "pretrain"])
+def test_rows_at_once_change_nothing(command: str, run: Run) -> None:
+    """Gradients of parts add up in another order, and where they are nearly nothing AdamW's step follows the rest."""
+    name = WEIGHTS_FILE if command == TUNE else "model.safetensors"
+    whole, *others = (
+        load_file(assert_done(run(command, f"--overwrite --micro-batch {rows}")).folder / name)
+        for rows in ("whole", "1", "auto")
+    )
+    lr = 0.01 if command == TUNE else 2e-3
+    for other in others:
+        for key, tensor in whole.items():
+            apart = (tensor - other[key]).abs().mean() / lr
+            assert apart < 1e-4, key
+
+
+OUT_OF_MEMORY = """
+import os, resource
+import minipeft.pretrain as pretraining
+from minipeft import cli
+from minipeft.config import GPT2Config
+
+pretraining.CONFIGS["tiny"] = GPT2Config(n_layer=4, n_head=2, n_embd=128, n_positions=64, vocab_size=512)
+whole = pretraining.train
+
+def train_in_little_memory(parameters, loss_at, *given, **named):
+    def limited(step):
+        if os.environ["LIMITED"] == "yes" and step == 0:
+            now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (now + 200_000_000, resource.RLIM_INFINITY))
+        return loss_at(step)
+    result = whole(parameters, limited, *given, **named)
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    return result
+
+pretraining.train = train_in_little_memory
+cli.main()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux to limit a process's memory")
+def test_a_process_that_runs_out_of_memory_goes_on_with_fewer_rows(inputs: Path, tmp_path: Path) -> None:
+    """With what one batch of 256 rows needs, 400 MB, out of reach; the result is that of a process that has it."""
+    (tmp_path / "texts.txt").write_text((inputs / "texts.txt").read_text() * 6)
+    command = f"pretrain --data {tmp_path}/texts.txt --config tiny --steps 3 --batch-size 256 --device cpu --out"
+    found = {}
+    for limited in ("yes", "no"):
+        done = subprocess.run(
+            [sys.executable, "-c", OUT_OF_MEMORY, *command.split(), str(tmp_path / limited)],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "LIMITED": limited},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        found[limited] = load_file(tmp_path / limited / "model.safetensors")
+        assert ("out of memory; from here on 128 rows at a time, same batch." in done.stderr) == (limited == "yes")
+    for key, tensor in found["no"].items():
+        assert (tensor - found["yes"][key]).abs().mean() / 2e-3 < 1e-4, key
 
 
 def test_patience_stops_a_run(run: Run) -> None:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 import minipeft.gpt2
 from minipeft.attention import ATTENTION, FixedMemory
-from minipeft.gpt2 import GPT2, NOT_SCORED, GPT2Config
+from minipeft.config import GPT2Config
+from minipeft.gpt2 import GPT2, NOT_SCORED
 from tests.models import TINY, farthest, ragged, random_memory, random_model, random_tokens, twins
 
 FP32 = 1e-5

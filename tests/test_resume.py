@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from minipeft.config import GPT2Config
 from minipeft.corpus import HELD_OUT_PERCENT, is_held_out
-from minipeft.gpt2 import GPT2, GPT2Config
+from minipeft.gpt2 import GPT2
 from minipeft.methods import Prefix, SoftPrompt
 from minipeft.pretrain import pretrain
 from minipeft.tasks import task_from_file

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from minipeft.checks.exercise import Exercise, require, transformers
-from minipeft.gpt2 import GPT2, GPT2Config
+from minipeft.config import GPT2Config
+from minipeft.gpt2 import GPT2
 from minipeft.methods.weights import LINEAR
 
 Tensors = dict[str, Tensor]

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minipeft.checks.exercise import Exercise, require, transformers
-from minipeft.gpt2 import GPT2, NOT_SCORED, GPT2Config
+from minipeft.config import GPT2Config
+from minipeft.gpt2 import GPT2, NOT_SCORED
 
 P, B, T = 4, 2, 6
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 if TYPE_CHECKING:  # a command imports the package when it runs, so that --help is quick
+    from minipeft.config import GPT2Config
     from minipeft.gpt2 import GPT2
     from minipeft.tasks import Task
 
@@ -22,6 +23,7 @@ class Dtype(str, Enum):
 Model = Annotated[
     str, typer.Option(help='A model that ships ("nano"), or a folder or file of GPT-2 weights in any public form.')
 ]
+ModelShape = Annotated[str, typer.Option("--model", help="A GPT-2 by name, here or not, or a folder of weights.")]
 Adapter = Annotated[
     str | None, typer.Option(help="A folder that `tune` or PEFT wrote, or the name of a prompt that ships.")
 ]
@@ -37,6 +39,31 @@ Seed = Annotated[int, typer.Option(help="Same seed, same machine, same result.")
 Truncate = Annotated[bool, typer.Option("--truncate", help="Cut texts that are too long instead of refusing them.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run in --out stopped.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew in an --out folder that holds a run.")]
+
+MicroBatch = Annotated[
+    str,
+    typer.Option(help='Rows of a batch at once: a number, "whole", or "auto" for as many as fit. Same results.'),
+]
+Checkpointing = Annotated[
+    bool, typer.Option("--gradient-checkpointing", help="Less memory for a third more computing.")
+]
+
+
+def rows_or_word(micro_batch: str) -> int | str:
+    """What `--micro-batch` names."""
+    return int(micro_batch) if micro_batch.isdigit() else micro_batch
+
+
+def shape_of(model: str) -> "GPT2Config":
+    """The shape of a model that is named like a public one, ships, or lies in a folder; no weights are read."""
+    from minipeft.checkpoint import SHIPPED
+    from minipeft.downloads import PUBLIC
+    from minipeft.formats.hub import CONFIG_FILE, read_config
+
+    known, folder = PUBLIC.get(model), SHIPPED.get(model, Path(model))
+    if known is None and not folder.is_dir():
+        raise FileNotFoundError(f"{model} is neither a folder nor one of {', '.join([*SHIPPED, *PUBLIC])}.")
+    return known.config if known else read_config(folder / CONFIG_FILE)
 
 
 def find_adapter(name: str) -> Path:

@@ -6,7 +6,18 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from minipeft.commands.options import Device, Dtype, Overwrite, Resume, Seed, check_out, stopped
+from minipeft.commands.options import (
+    Checkpointing,
+    Device,
+    Dtype,
+    MicroBatch,
+    Overwrite,
+    Resume,
+    Seed,
+    check_out,
+    rows_or_word,
+    stopped,
+)
 
 
 def pretrain(
@@ -22,6 +33,8 @@ def pretrain(
     dtype: Annotated[
         Dtype, typer.Option(help="bfloat16 computes in mixed precision; the weights stay fp32.")
     ] = Dtype.float32,
+    micro_batch: MicroBatch = "whole",
+    gradient_checkpointing: Checkpointing = False,
     device: Device = "auto",
     seed: Seed = 0,
     resume: Resume = False,
@@ -54,6 +67,8 @@ def pretrain(
             resume=resume,
             device=choose_device(device),
             bfloat16=dtype is Dtype.bfloat16,
+            micro_batch=rows_or_word(micro_batch),
+            checkpointing=gradient_checkpointing,
         )
     except KeyboardInterrupt:
         stopped(out)

@@ -4,8 +4,8 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from minipeft.config import GPT2Config
 from minipeft.files import CheckpointError
-from minipeft.gpt2 import GPT2Config
 
 WEIGHTS_FILE = "model.safetensors"
 HASHED_AT_ONCE = 1 << 20

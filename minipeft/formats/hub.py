@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minipeft.config import GPT2Config
 from minipeft.files import CheckpointError, open_safetensors, read_json
 from minipeft.formats.pickled import read_state_dict
 from minipeft.formats.stored import Stored, Weights
-from minipeft.gpt2 import GPT2Config
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 SHARDS_FILE, PICKLE_FILE = "model.safetensors.index.json", "pytorch_model.bin"

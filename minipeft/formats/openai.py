@@ -3,10 +3,10 @@
 import re
 from pathlib import Path
 
+from minipeft.config import GPT2Config
 from minipeft.files import CheckpointError, read_json
 from minipeft.formats.stored import Stored, Weights
 from minipeft.formats.tensor_bundle import read_bundle
-from minipeft.gpt2 import GPT2Config
 
 HPARAMS_FILE, PREFIX = "hparams.json", "model.ckpt"
 HPARAMS = {

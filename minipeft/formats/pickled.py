@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minipeft.config import GPT2Config
 from minipeft.files import CheckpointError, read_json
 from minipeft.formats.stored import Stored, Weights
-from minipeft.gpt2 import GPT2Config
 
 BEGINNINGS = (b"PK", b"\x80")
 """Of a zip archive, which `torch.save` writes, and of a pickle, which it wrote before PyTorch 1.6."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minipeft.gpt2 import GPT2Config
+from minipeft.config import GPT2Config
 
 PART_BYTES = 16_000_000
 

@@ -4,6 +4,9 @@ Decided by what the processor is, not by timing it: two runs of one seed on one 
 AMD EPYC of the Zen 5 kind (bfloat16 2.2 times as fast as fp32), and an Intel Xeon without AMX (half as fast).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -19,11 +22,12 @@ QUICK_BY_ONEDNN = _AMD and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 """Whether oneDNN multiplies faster in fp32 than MKL, which PyTorch takes, and which is made for Intel's processors."""
 LARGE = 1 << 18
 """So many weights are worth a call of oneDNN: of a [128, 384] matrix it takes twice as long."""
+_types_as_they_are = False
 
 
 def product_type(tensor: Tensor) -> torch.dtype:
     """The type in which to multiply such tensors: their own, unless this is a CPU that is faster in fp32."""
-    quick = tensor.device.type != "cpu" or tensor.dtype.itemsize > 2
+    quick = tensor.device.type != "cpu" or tensor.dtype.itemsize > 2 or _types_as_they_are
     return tensor.dtype if quick or (tensor.dtype == torch.bfloat16 and QUICK_IN_BFLOAT16) else torch.float32
 
 
@@ -45,3 +49,14 @@ def product(
     if by_onednn(x, weight):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
+
+
+@contextmanager
+def as_it_is() -> Iterator[None]:
+    """Within this, every type is multiplied as it is, as on a GPU: for planning one's work without it."""
+    global _types_as_they_are
+    before, _types_as_they_are = _types_as_they_are, True
+    try:
+        yield
+    finally:
+        _types_as_they_are = before

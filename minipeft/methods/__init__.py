@@ -38,6 +38,12 @@ BY_PEFT_TYPE: dict[str, type[Method]] = {
 }
 
 
+def trains_a_copy(method: Method) -> bool:
+    """Whether it, or a part of it, trains the model's own weights, in fp32."""
+    parts = method.methods if isinstance(method, Stack) else (method,)
+    return any(isinstance(part, FullFinetuning) for part in parts)
+
+
 def method_of(config: dict[str, Any], model: GPT2, path: Path) -> Method:
     """The method that an `adapter_config.json` tells of, at `path`. Raises CheckpointError if it does not fit."""
     kind = config.get("peft_type")
@@ -69,4 +75,5 @@ __all__ = [
     "SoftPrompt",
     "Stack",
     "method_of",
+    "trains_a_copy",
 ]

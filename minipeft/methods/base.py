@@ -11,8 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from minipeft.attention import FixedMemory
+from minipeft.config import LARGEST, GPT2Config
 from minipeft.files import CheckpointError
-from minipeft.gpt2 import GPT2, LARGEST, GPT2Config
+from minipeft.gpt2 import GPT2
 
 COMMON_TOKENS = 5000
 """GPT-2's merges stand in order of frequency, so its lowest ids are its most common tokens."""

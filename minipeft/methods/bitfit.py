@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from minipeft.gpt2 import GPT2, LayerNorm, Linear
+from minipeft.gpt2 import GPT2
+from minipeft.layers import LayerNorm, Linear
 from minipeft.methods.base import Attachment
 from minipeft.methods.weights import shadow
 
