@@ -1,6 +1,6 @@
 """What `minipeft plan` predicts of a step, beside what the step then takes: memory, and time.
 
-    python benchmarks/plan.py                    # 24 combinations, about ten minutes
+    python benchmarks/plan.py                    # 32 combinations, about eight minutes
     python benchmarks/plan.py --out docs/results
 
 Every measurement is a process of its own: four steps of tuning a random GPT-2 that was written to disk before, rows
@@ -61,6 +61,12 @@ CASES = [
     Case("nano", "prefix", "float32", 16, 200),
     Case("medium", "lora", "float32", 4, 128),
     Case("medium", "prefix", "bfloat16", 4, 128),
+    # The two constants of `minipeft.plan` were fitted to those above, and not to these.
+    Case("small", "p_tuning", "float32", 8, 108),
+    Case("small", "prefix", "bfloat16", 8, 400),
+    Case("small", "lora", "float32", 24, 64),
+    Case("small", "adapter", "float32", 4, 300, checkpointing=True),
+    Case("medium", "full", "float32", 2, 64),
 ]
 STEPS = 4
 

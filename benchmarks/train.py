@@ -3,9 +3,15 @@
     python benchmarks/train.py                                  # the ragged batch of 8, all methods, both types
     python benchmarks/train.py --cases e2e-8,e2e-16 --methods prefix,lora --out runs/bench
 
+    python benchmarks/train.py --cases length-64,length-256,length-1004 --methods prefix --out runs/bench
+
 Every measurement is a process of its own. Seconds are medians of the steps after the warm-up; memory is the highest
 resident set from the first step on, less what the process held before it had a model. `losses apart` is the largest
-difference of any step's loss. Ratios above 1 are in our favour.
+difference of any step's loss. Ratios above 1 are in our favour. `of peak` is the share of the matrix rate, measured in
+the same run, that the model's own products make up (model FLOPs utilisation, Chowdhery et al. 2022, appendix B): per
+token k · 24 L D² operations, per label k · 2 V D, where k is 1 for the forward pass, 1 for the backward pass and, where
+all weights are trained, 1 more. With --out a table and two pictures of all that was ever measured into that folder are
+drawn as well.
 """
 
 import argparse
@@ -24,7 +30,9 @@ from typing import Any
 from resident import resident
 
 METHODS = ("soft_prompt", "prefix", "prefix_mlp", "lora", "full")
-CASES = ("ragged-8", "e2e-8", "e2e-16")
+CASES = ("ragged-8", "e2e-8", "e2e-16", "length-64 … length-1004")
+TOKENS = 1024
+"""Of a step of the cases by length."""
 DTYPES = ("float32", "bfloat16")
 SHAPES = {"small": {}, "medium": {"n_layer": 24, "n_head": 16, "n_embd": 1024}}
 PROMPT, MLP, RANK = 20, 512, 8
@@ -48,22 +56,31 @@ def main() -> None:
     parser.add_argument("--e2e", type=Path, default=E2E, help="e2e-dataset.zip")
     parser.add_argument("--out", type=Path, help="append each row to OUT/train.jsonl")
     parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.peak:
+        print(matrix_peak(options.peak))
+        return
     if options.one:
         print(json.dumps(measure(**json.loads(options.one))))
         return
     rows = []
+    peaks = {dtype: float(subprocess.check_output([sys.executable, __file__, "--peak", dtype])) for dtype in DTYPES}
     with tempfile.TemporaryDirectory() as folder:
         for case in options.cases.split(","):
             write_batches(Path(folder), case, options)
             for method in options.methods.split(","):
                 for dtype in options.dtypes.split(","):
                     rows.append(compare(folder, case, method, dtype, options))
+                    rows[-1]["peak"] = peaks[dtype]
+                    rows[-1]["of_peak"] = work_of(rows[-1]) / rows[-1]["ours"]["seconds"] / peaks[dtype]
                     print(shown(rows[-1]), flush=True)
                     if options.out:
                         options.out.mkdir(parents=True, exist_ok=True)
                         with open(options.out / "train.jsonl", "a") as file:
                             file.write(json.dumps(rows[-1]) + "\n")
+    if options.out:
+        draw(options.out)
 
 
 def compare(folder: str, case: str, method: str, dtype: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -84,6 +101,9 @@ def compare(folder: str, case: str, method: str, dtype: str, options: argparse.N
         "method": method,
         "dtype": dtype,
         "switches": options.switches,
+        "tokens": ours["tokens"],
+        "labels": ours["labels"],
+        "tokens_per_second": ours["tokens"] / ours["seconds"],
         "faster": theirs["seconds"] / ours["seconds"],
         "memory_ratio": ours["memory"] / theirs["memory"],
         "losses_apart": max(abs(a - b) for a, b in zip(ours["losses"], theirs["losses"], strict=True)),
@@ -94,10 +114,11 @@ def compare(folder: str, case: str, method: str, dtype: str, options: argparse.N
 
 def shown(row: dict[str, Any]) -> str:
     seconds = f"{row['theirs']['seconds']:.2f} s -> {row['ours']['seconds']:.2f} s"
+    rate = f"{row['tokens_per_second']:,.0f} tokens a second, {row['of_peak']:.2f} of peak"
     memory = f"{row['theirs']['memory'] / 1e9:.2f} GB -> {row['ours']['memory'] / 1e9:.2f} GB"
     return (
         f"{row['case']:9} {row['method']:11} {row['dtype']:8} {row['faster']:5.2f} x as fast ({seconds}), "
-        f"{row['memory_ratio']:.2f} of the memory ({memory}), losses apart {row['losses_apart']:.0e}"
+        f"{row['memory_ratio']:.2f} of the memory ({memory}), losses apart {row['losses_apart']:.0e}, {rate}"
     )
 
 
@@ -111,6 +132,9 @@ def write_batches(folder: Path, case: str, options: argparse.Namespace) -> None:
     draw = random.Random(0)
     if case == "ragged-8":
         steps = [[ragged_row(draw, length) for length in lengths(draw)] for _ in range(options.steps)]
+    elif case.startswith("length-"):
+        length = int(case.removeprefix("length-"))
+        steps = [[ragged_row(draw, length) for _ in range(TOKENS // length)] for _ in range(options.steps)]
     else:
         rows = list(e2e_rows(options.e2e))
         steps = [draw.sample(rows, int(case.removeprefix("e2e-"))) for _ in range(options.steps)]
@@ -178,7 +202,117 @@ def measure(
         "seconds": statistics.median(seconds[WARM_UP:]),
         "memory": resident("VmHWM") - before,
         "losses": losses,
+        "tokens": statistics.mean(int(batch.attention_mask.sum()) for batch in batches),
+        "labels": statistics.mean(int((batch.labels[:, 1:] != -100).sum()) for batch in batches),
     }
+
+
+def matrix_peak(dtype: str) -> float:
+    """Operations a second of the best of some large products, by either of PyTorch's libraries."""
+    import torch
+
+    from minipeft.kernels.machine import product
+
+    best = 0.0
+    for rows, wide, out in ((1024, 768, 3072), (1024, 3072, 768), (2048, 2048, 2048)):
+        x, weight = (torch.randn(shape).to(getattr(torch, dtype)) for shape in ((rows, wide), (out, wide)))
+        for multiply in (torch.nn.functional.linear, product):
+            taken = []
+            for _ in range(12):
+                start = time.perf_counter()
+                multiply(x, weight)
+                taken.append(time.perf_counter() - start)
+            best = max(best, 2 * rows * wide * out / statistics.median(taken[2:]))
+    return best
+
+
+def work_of(row: dict[str, Any]) -> float:
+    """The model's own operations in a step: see `of peak` above."""
+    shape = {"n_layer": 12, "n_embd": 768, **SHAPES[row["shape"]]}
+    passes = 3 if row["method"] == "full" else 2
+    a_token = 24 * shape["n_layer"] * shape["n_embd"] ** 2
+    return passes * (a_token * row["tokens"] + 2 * 50257 * shape["n_embd"] * row["labels"])
+
+
+# -- what people look at -----------------------------------------------------------------------------------------------
+
+
+def draw(out: Path) -> None:
+    """OUT/train.md and pictures, of every row that was ever appended to OUT/train.jsonl."""
+    rows = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
+    head = "| case | method | type | seconds, peft | ours | faster | memory, peft | ours | ratio | of peak |"
+    told = [f"{head} losses apart |", "|---|---|---|" + "---:|" * 8]
+    for row in rows:
+        ours, theirs = row["ours"], row["theirs"]
+        case = row["case"] + (f", {row['shape']}" if row["shape"] != "small" else "")
+        case += f", {row['switches']}" if row["switches"] != "all" else ""
+        told.append(
+            f"| {case} | {row['method']} | {row['dtype']} | {theirs['seconds']:.2f} | {ours['seconds']:.2f} "
+            f"| {row['faster']:.2f} × | {theirs['memory'] / 1e9:.2f} GB | {ours['memory'] / 1e9:.2f} GB "
+            f"| {row['memory_ratio']:.2f} | {row['of_peak']:.2f} | {row['losses_apart']:.0e} |"
+        )
+    (out / "train.md").write_text("\n".join(told) + "\n")
+    usual = [row for row in rows if row["switches"] == "all" and row["shape"] == "small"]
+    bars([row for row in usual if row["case"] == "ragged-8"], out / "train.png")
+    lines([row for row in usual if row["case"].startswith("length-")], out / "train_lengths.png")
+
+
+def bars(rows: list[dict[str, Any]], path: Path) -> None:
+    """How many times as fast, and the share of the memory, by method and type."""
+    if not rows:
+        return
+    from minipeft.plots import BLUE, GREY, ORANGE, _pyplot
+
+    pyplot = _pyplot()
+    figure, both = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    methods = [method for method in METHODS if any(row["method"] == method for row in rows)]
+    for axes, key, what in zip(both, ("faster", "memory_ratio"), ("times as fast", "of the memory"), strict=True):
+        for number, (dtype, colour) in enumerate(zip(DTYPES, (BLUE, ORANGE), strict=True)):
+            found = {row["method"]: row[key] for row in rows if row["dtype"] == dtype}
+            places = [place + 0.38 * number for place in range(len(methods))]
+            axes.barh(places, [found.get(method, 0) for method in methods], 0.36, color=colour, label=dtype)
+            for place, method in zip(places, methods, strict=True):
+                axes.text(found.get(method, 0), place, f" {found.get(method, 0):.2f}", va="center", fontsize=10)
+        axes.axvline(1, color=GREY, linestyle="--", linewidth=1)
+        axes.set_yticks([place + 0.19 for place in range(len(methods))], methods, fontsize=10)
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1.15 * max(1, *(row[key] for row in rows)))
+        axes.set_xlabel(f"{what} of transformers + peft (dashed: the same)", fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+    both[0].legend(frameon=False, fontsize=10)
+    figure.suptitle("A tuning step of GPT-2 small, eight texts of 64 to 128 tokens", fontsize=12, x=0.02, ha="left")
+    figure.savefig(path, dpi=150, metadata={"Software": None})
+
+
+def lines(rows: list[dict[str, Any]], path: Path) -> None:
+    """Tokens a second against the length of the texts, ours and theirs."""
+    if not rows:
+        return
+    from minipeft.plots import BLUE, ORANGE, _pyplot
+
+    figure, axes = _pyplot().subplots(figsize=(7, 4), layout="constrained")
+    for dtype, colour in zip(DTYPES, (BLUE, ORANGE), strict=True):
+        found = sorted(
+            (
+                int(row["case"].removeprefix("length-")),
+                row["tokens"] / row["ours"]["seconds"],
+                row["tokens"] / row["theirs"]["seconds"],
+            )
+            for row in rows
+            if row["dtype"] == dtype
+        )
+        for which, style, who in ((1, "o-", "minipeft"), (2, "s--", "transformers + peft")):
+            rates = [one[which] for one in found]
+            axes.plot([one[0] for one in found], rates, style, color=colour, label=f"{who}, {dtype}")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks([64, 128, 256, 512, 1004], ["64", "128", "256", "512", "1004"])
+    axes.set_ylim(0)
+    axes.set_xlabel("tokens of a text (about 1,024 a step)", fontsize=10)
+    axes.set_ylabel("tokens a second", fontsize=10)
+    axes.set_title("Tuning a prefix of GPT-2 small, by the length of the texts", fontsize=12, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=10)
+    figure.savefig(path, dpi=150, metadata={"Software": None})
 
 
 def theirs(folder: Path, method: str, dtype: Any, shape: dict[str, int], _: str) -> Any:
