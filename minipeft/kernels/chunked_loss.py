@@ -86,7 +86,8 @@ def _logits(h: Float[Tensor, "N D"], head: Float[Tensor, "V D"]) -> Float[Tensor
 
 def _widened(head: Float[Tensor, "V D"], kind: torch.dtype) -> Iterator[tuple[slice, Float[Tensor, "C D"]]]:
     """The head in this type: at once where it is so already, else some words at a time."""
-    some = len(head) if head.dtype == kind else WORDS
+    # Half-precision parts of a sum would lose what all words have in common and what should cancel in their slopes.
+    some = WORDS if head.dtype != kind == torch.float32 else len(head)
     for start in range(0, len(head), some):
         words = slice(start, start + some)
         yield words, head[words].to(kind)
