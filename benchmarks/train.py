@@ -267,7 +267,7 @@ def bars(rows: list[dict[str, Any]], path: Path) -> None:
     figure, both = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     methods = [method for method in METHODS if any(row["method"] == method for row in rows)]
     for axes, key, what in zip(
-        both, ("faster", "memory_ratio"), ("times as fast as", "share of the memory of"), strict=True
+        both, ("faster", "memory_ratio"), ("times as fast as transformers + peft", "share of their memory"), strict=True
     ):
         for number, (dtype, colour) in enumerate(zip(DTYPES, (BLUE, ORANGE), strict=True)):
             found = {row["method"]: row[key] for row in rows if row["dtype"] == dtype}
@@ -279,9 +279,9 @@ def bars(rows: list[dict[str, Any]], path: Path) -> None:
         axes.set_yticks([place + 0.19 for place in range(len(methods))], methods, fontsize=10)
         axes.invert_yaxis()
         axes.set_xlim(0, 1.15 * max(1, *(row[key] for row in rows)))
-        axes.set_xlabel(f"{what} transformers + peft (dashed: the same)", fontsize=10)
+        axes.set_xlabel(f"{what} (dashed: the same)", fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
-    both[1].legend(frameon=False, fontsize=10, loc=(0.62, 0.45))
+    both[1].legend(frameon=False, fontsize=10, loc=(0.58, 0.45))
     figure.suptitle("A tuning step of GPT-2 small, eight texts of 64 to 128 tokens", fontsize=12, x=0.02, ha="left")
     figure.savefig(path, dpi=150, metadata={"Software": None})
 
