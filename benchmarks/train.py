@@ -65,7 +65,10 @@ def main() -> None:
         print(json.dumps(measure(**json.loads(options.one))))
         return
     rows = []
-    peaks = {dtype: float(subprocess.check_output([sys.executable, __file__, "--peak", dtype])) for dtype in DTYPES}
+    peaks = {
+        dtype: float(subprocess.check_output([sys.executable, __file__, "--peak", dtype]))
+        for dtype in options.dtypes.split(",")
+    }
     with tempfile.TemporaryDirectory() as folder:
         for case in options.cases.split(","):
             write_batches(Path(folder), case, options)
@@ -261,7 +264,7 @@ def bars(rows: list[dict[str, Any]], path: Path) -> None:
     """How many times as fast, and the share of the memory, by method and type."""
     if not rows:
         return
-    from minipeft.plots import BLUE, GREY, ORANGE, _pyplot
+    from minipeft.plots import BLUE, GREY, ORANGE, _pyplot, _write
 
     pyplot = _pyplot()
     figure, both = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
@@ -283,14 +286,14 @@ def bars(rows: list[dict[str, Any]], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     both[1].legend(frameon=False, fontsize=10, loc=(0.58, 0.45))
     figure.suptitle("A tuning step of GPT-2 small, eight texts of 64 to 128 tokens", fontsize=12, x=0.02, ha="left")
-    figure.savefig(path, dpi=150, metadata={"Software": None})
+    _write(figure, path)
 
 
 def lines(rows: list[dict[str, Any]], path: Path) -> None:
     """Tokens a second against the length of the texts, ours and theirs."""
     if not rows:
         return
-    from minipeft.plots import BLUE, ORANGE, _pyplot
+    from minipeft.plots import BLUE, ORANGE, _pyplot, _write
 
     figure, axes = _pyplot().subplots(figsize=(7, 4), layout="constrained")
     for dtype, colour in zip(DTYPES, (BLUE, ORANGE), strict=True):
@@ -314,7 +317,7 @@ def lines(rows: list[dict[str, Any]], path: Path) -> None:
     axes.set_title("Tuning a prefix of GPT-2 small, by the length of the texts", fontsize=12, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=10)
-    figure.savefig(path, dpi=150, metadata={"Software": None})
+    _write(figure, path)
 
 
 def theirs(folder: Path, method: str, dtype: Any, shape: dict[str, int], _: str) -> Any:

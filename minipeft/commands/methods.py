@@ -6,9 +6,7 @@ from rich.table import Table
 from minipeft.commands.options import ModelShape, shape_of
 
 
-def methods(
-    model: ModelShape = "nano",
-) -> None:
+def methods(model: ModelShape = "nano") -> None:
     """Show the methods side by side for a model: what each trains, and the bytes that one more task costs.
 
     Nothing is downloaded: the shape of the model is enough to count.

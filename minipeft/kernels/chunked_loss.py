@@ -38,11 +38,13 @@ class _ChunkedLoss(torch.autograd.Function):
         d_head = torch.zeros_like(head) if wants_head else None
         loss = hidden.new_zeros((), dtype=torch.float32)
         kind = product_type(hidden)
+        # Half-precision parts of a sum would lose what all words have in common and what should cancel in their slopes.
+        words_of = head if kind == torch.float32 else head.to(kind)
         for start in range(0, N, ROWS):
             rows = slice(start, start + ROWS)
             wanted = targets[rows, None]
             h = hidden[rows].to(kind)
-            logits = _logits(h, head).float()  # [rows, V]
+            logits = _logits(h, words_of).float()  # [rows, V]
             logits.sub_(logits.amax(dim=-1, keepdim=True))  # from here on all in one place
             right = logits.gather(1, wanted)
             spread = smoothing * logits.mean(dim=-1, keepdim=True) if smoothing else 0.0
@@ -57,7 +59,7 @@ class _ChunkedLoss(torch.autograd.Function):
             slope = slope.to(kind)
             if d_hidden is not None:
                 d_h = h.new_zeros(h.shape)
-                for words, columns in _widened(head, kind):
+                for words, columns in _widened(words_of, kind):
                     d_h += product(slope[:, words], columns.T)
                 d_hidden[rows] = d_h
             if d_head is not None:
@@ -86,8 +88,7 @@ def _logits(h: Float[Tensor, "N D"], head: Float[Tensor, "V D"]) -> Float[Tensor
 
 def _widened(head: Float[Tensor, "V D"], kind: torch.dtype) -> Iterator[tuple[slice, Float[Tensor, "C D"]]]:
     """The head in this type: at once where it is so already, else some words at a time."""
-    # Half-precision parts of a sum would lose what all words have in common and what should cancel in their slopes.
-    some = WORDS if head.dtype != kind == torch.float32 else len(head)
+    some = len(head) if head.dtype == kind else WORDS
     for start in range(0, len(head), some):
         words = slice(start, start + some)
         yield words, head[words].to(kind)
