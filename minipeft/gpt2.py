@@ -30,7 +30,9 @@ from minipeft.attention import (
 )
 from minipeft.computing import Computing
 from minipeft.config import GPT2Config
+from minipeft.kernels.machine import rounded_up
 from minipeft.kernels.mixed_linear import gelu_linear
+from minipeft.kernels.packing import Packing
 from minipeft.kernels.split_attention import can_split, split_attention
 from minipeft.layers import LayerNorm, Linear
 from minipeft.tokenizer import Tokenizer
@@ -110,9 +112,17 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(
-        self, x: Float[Tensor, "B T D"], mask: Bool[Tensor, "#B 1 T S"] | Rows | None, memory: Memory | None, layer: int
-    ) -> Float[Tensor, "B T D"]:
+        self,
+        x: Float[Tensor, "B T D"],
+        mask: Bool[Tensor, "#B 1 T S"] | Rows | None,
+        memory: Memory | None,
+        layer: int,
+        only: Int[Tensor, "N"] | None = None,
+    ) -> Float[Tensor, "#B _ D"]:
+        """`only`: where among all B·T tokens those stand whose results are asked for, given as one row; None: all."""
         x = x + self.attn(self.ln_1(x), mask, memory, layer)
+        if only is not None:
+            x = x.flatten(0, 1)[only][None]  # [1, N, D]
         return x + self.mlp(self.ln_2(x))
 
 
@@ -159,8 +169,12 @@ class GPT2(Computing):
         *,
         prompt: Float[Tensor, "#B P D"] | None = None,
         memory: Memory | None = None,
-    ) -> Float[Tensor, "B T D"]:
-        """What `forward` computes, up to the head: the final hidden states of the real tokens."""
+        only: Bool[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "B T D"] | Float[Tensor, "N D"]:
+        """What `forward` computes, up to the head: the final hidden states of the real tokens.
+
+        `only`: which real tokens' states are asked for; they come one behind another, [N, D].
+        """
         B, T = tokens.shape
         P = 0 if prompt is None else prompt.shape[1]
         M = 0 if memory is None else memory.length
@@ -172,25 +186,25 @@ class GPT2(Computing):
         if prompt is not None:
             real = torch.cat([real.new_ones(B, P), real], dim=1)
         x = self.embed(tokens, next_positions(real, memory), prompt)
+        asked = None if only is None else F.pad(only, (P, 0))  # [B, P + T]
 
         mask: Tensor | Rows | None
-        dropout = self.config.dropout if self.training else 0.0
-        shares = prompt is not None and prompt.shape[0] == 1 and dropout == 0.0
-        shared = P if shares and self._packs(real, memory, P) else 0
-        packed = shared > 0 or self._packs(real, memory, 0)
-        if packed:
-            each = real[:, shared:]
-            split = self.splits_attention and can_split(x, dropout) and not (shared and memory is not None)
-            x = torch.cat([x[:1, :shared], x[:, shared:][each][None]], dim=1)  # [1, N, D]
-            mask = Rows(tuple(filter(None, each.sum(dim=1).tolist())), shared, split)
+        packing = self._packing(real, prompt, memory)
+        if packing is not None:
+            x, asked = packing.pack(x), None if asked is None else packing.pack(asked)
+            dropout = self.config.dropout if self.training else 0.0
+            split = self.splits_attention and can_split(x, dropout) and not (packing.shared and memory is not None)
+            mask = Rows(packing.lengths, packing.shared, split)
         else:
             mask = self._mask(real, memory, padded=attention_mask is not None)
-        x = self.through_blocks(x, mask, memory)
+        x = self.through_blocks(x, mask, memory, None if asked is None else _places(asked))
         if memory is not None:
             memory.advance(real)
-        if packed:
-            x = x.new_zeros(*each.shape, x.shape[-1]).masked_scatter(each[..., None], x[:, shared:])
-        return self.ln_f(x[:, P - shared :])
+        if only is not None:
+            return self.ln_f(x)[0, : int(only.sum())]
+        if packing is not None:
+            x, P = packing.unpack(x), P - packing.shared
+        return self.ln_f(x[:, P:])
 
     def embed(
         self, tokens: Int[Tensor, "B T"], positions: Int[Tensor, "#B S"], prompt: Float[Tensor, "#B P D"] | None = None
@@ -203,13 +217,20 @@ class GPT2(Computing):
         return x.to(self.activations) if self.training and self.activations is not None else x
 
     def through_blocks(
-        self, x: Float[Tensor, "B T D"], mask: Bool[Tensor, "#B 1 T S"] | Rows | None, memory: Memory | None
-    ) -> Float[Tensor, "B T D"]:
-        """What the blocks make of embedded tokens, one after another; while training, by `use_checkpointing`."""
+        self,
+        x: Float[Tensor, "B T D"],
+        mask: Bool[Tensor, "#B 1 T S"] | Rows | None,
+        memory: Memory | None,
+        only: Int[Tensor, "N"] | None = None,
+    ) -> Float[Tensor, "#B _ D"]:
+        """What the blocks make of embedded tokens, one after another; while training, by `use_checkpointing`.
+
+        `only`: see `Block`; in the last block all that follows attention is left out for the other tokens.
+        """
         # A cache must see each token once, so with one nothing is computed again.
         again = self.recompute and self.training and torch.is_grad_enabled() and not isinstance(memory, KVCache)
         for layer, block in enumerate(self.h):
-            inputs = (x, mask, memory, layer)
+            inputs = (x, mask, memory, layer, only if layer == len(self.h) - 1 else None)
             x = checkpoint(block, *inputs, use_reentrant=False) if again else block(*inputs)
         return x
 
@@ -237,21 +258,15 @@ class GPT2(Computing):
         The first label of a row has no token before it, or padding, and is never scored. Logits exist only where a
         label is. Raises ValueError if no label is scored.
         """
-        hidden = self.hidden(tokens, attention_mask, prompt=prompt, memory=memory)
         if attention_mask is not None:
             after_padding = F.pad(attention_mask[:, :-1] == 0, (1, 0))
             labels = labels.masked_fill(after_padding, NOT_SCORED)
-        return self.loss_of(hidden, labels, label_smoothing)
-
-    def loss_of(
-        self, hidden: Float[Tensor, "B T D"], labels: Int[Tensor, "B T"], label_smoothing: float = 0.0
-    ) -> Float[Tensor, ""]:
-        """The loss that `hidden` gives to `labels`: see `loss`."""
         targets = labels[:, 1:]
         scored = targets != NOT_SCORED
         if not bool(scored.any()):
             raise ValueError("no label is scored: every label after the first of its row is -100.")
-        return self.label_loss(hidden[:, :-1][scored], self.head, targets[scored], label_smoothing)
+        hidden = self.hidden(tokens, attention_mask, prompt=prompt, memory=memory, only=F.pad(scored, (0, 1)))
+        return self.label_loss(hidden, self.head, targets[scored], label_smoothing)
 
     @property
     def blocks(self) -> list[Block]:
@@ -319,21 +334,24 @@ class GPT2(Computing):
         real = torch.cat([before, real], dim=1)
         return lower_right_mask(T, real.shape[1], real, device=real.device)
 
-    def _packs(self, real: Bool[Tensor, "B T"], memory: Memory | None, shared: int) -> bool:
-        """Whether to leave padding out, and all but one of a prompt's copies.
+    def _packing(
+        self, real: Bool[Tensor, "B S"], prompt: Float[Tensor, "#B P D"] | None, memory: Memory | None
+    ) -> Packing | None:
+        """How to leave padding out, and all but one of a prompt's copies; None where that does not pay.
 
         A row's own memory cannot stand before all rows. A prefix that is not copied to every row's keys counts like
         tokens that are left out.
         """
-        if math.isinf(self.packing) or not (
-            memory is None or (isinstance(memory, FixedMemory) and memory.keys.shape[1] == 1)
-        ):
-            return False
+        one_for_all = memory is None or (isinstance(memory, FixedMemory) and memory.keys.shape[1] == 1)
+        if math.isinf(self.packing) or not one_for_all:
+            return None
+        same = prompt is not None and prompt.shape[0] == 1 and not (self.training and self.config.dropout)
+        shared = prompt.shape[1] if prompt is not None and same else 0
         rows = len(real)
-        left_out = int((~real).sum()) / rows + shared * (rows - 1) / rows
+        left_out = (int((~real).sum()) + shared * (rows - 1)) / rows
         if memory is not None and self.splits_attention:
             left_out += memory.length
-        return left_out * self.config.n_embd**2 > self.packing
+        return Packing.of(real, shared) if left_out * self.config.n_embd**2 > self.packing else None
 
     @torch.no_grad()
     def _initialise(self, seed: int | None) -> None:
@@ -348,3 +366,9 @@ class GPT2(Computing):
                 parameter.copy_(drawn)  # drawn on the CPU, so that a seed means the same on every device
             elif name.endswith("bias"):
                 parameter.zero_()
+
+
+def _places(asked: Bool[Tensor, "B T"]) -> Int[Tensor, "N"]:
+    """Where these stand among all B·T, and the first place again, up to a number that is `rounded_up`."""
+    places = asked.flatten().nonzero()[:, 0]
+    return F.pad(places, (0, rounded_up(len(places), places.device) - len(places)))

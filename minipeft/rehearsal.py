@@ -175,10 +175,11 @@ def _step(model: GPT2, attachment: Attachment, work: Work) -> None:
     # One row of all texts, behind a prompt that they share: the model's own packing asks how long they are.
     x = model.embed(torch.zeros(1, B * T, dtype=torch.long), torch.zeros(1, P + B * T, dtype=torch.long), doors.prompt)
     split = work.on_cpu and can_split(x, 0.0) and not (P and isinstance(doors.memory, FixedMemory))
-    hidden = model.through_blocks(x, Rows((T,) * B, P, split), doors.memory)[:, P:].view(B, T, -1)
-    picked = model.ln_f(hidden).flatten(0, 1).index_select(0, torch.zeros(B * min(work.scored, T), dtype=torch.long))
+    scored = torch.zeros(B * min(work.scored, T), dtype=torch.long)
+    hidden = model.through_blocks(x, Rows((T,) * B, P, split), doors.memory, scored)
+    picked = model.ln_f(hidden)[0]
     del x, hidden
-    model.label_loss(picked, model.head, torch.zeros(len(picked), dtype=torch.long), 0.0).backward()
+    model.label_loss(picked, model.head, scored, 0.0).backward()
 
 
 def _without_text(method: Method) -> Method:

@@ -123,11 +123,15 @@ class Tuned(nn.Module):
         return self.model(tokens, attention_mask, prompt=doors.prompt, memory=doors.memory)
 
     def hidden(
-        self, tokens: Int[Tensor, "B T"], attention_mask: Int[Tensor, "B T"] | Bool[Tensor, "B T"] | None = None
-    ) -> Float[Tensor, "B T D"]:
+        self,
+        tokens: Int[Tensor, "B T"],
+        attention_mask: Int[Tensor, "B T"] | Bool[Tensor, "B T"] | None = None,
+        *,
+        only: Bool[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "B T D"] | Float[Tensor, "N D"]:
         """The final hidden states of the real tokens: see `GPT2.hidden`."""
         doors = self.doors()
-        return self.model.hidden(tokens, attention_mask, prompt=doors.prompt, memory=doors.memory)
+        return self.model.hidden(tokens, attention_mask, prompt=doors.prompt, memory=doors.memory, only=only)
 
     def loss(
         self,

@@ -166,7 +166,37 @@ def test_packing_computes_nothing_for_padding(kind: str) -> None:
     assert read == [(1, 18 + (4 if kind == "soft prompt" else 0), 32)]
     assert logits.shape == (3, 9, 64)
     tuned(random_tokens(3, 9))  # without padding there is nothing to leave out, but for a prompt's copies
-    assert read[1] == ((1, 4 + 27, 32) if kind == "soft prompt" else (3, 9, 32))
+    filling = 1  # 31 are rounded up to 32
+    assert read[1] == ((1, 4 + 27 + filling, 32) if kind == "soft prompt" else (3, 9, 32))
+
+
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("kind", TINY_METHODS)
+def test_the_last_mlp_reads_nothing_but_what_is_scored(kind: str, packing: bool) -> None:
+    """What it leaves out changes no gradient: the reference takes its loss from the logits of all tokens."""
+    batch, read = ragged([19, 1, 6, 9], "left"), []
+    tuned = mp.attach(random_model().use_packing(packing, always=True), TINY_METHODS[kind])
+    shake(tuned.attachment, seed=3)
+    labels = batch.tokens.masked_fill((batch.mask == 0) | (torch.arange(19) < 15), -100)
+    logits = tuned(batch.tokens, batch.mask)[:, :-1].flatten(0, 1)
+    after_padding = torch.nn.functional.pad(batch.mask[:, :-1] == 0, (1, 0))
+    targets = labels.masked_fill(after_padding, -100)[:, 1:].flatten()
+    tuned.model.blocks[-1].mlp.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].shape[:2].numel()))
+    losses = torch.nn.functional.cross_entropy(logits, targets), tuned.loss(batch.tokens, labels, batch.mask)
+    assert read == [4 + 4 + 4]  # of the row with one token none has a token before it
+    assert farthest(*losses) < EXACT * 10
+    trained = list(tuned.trainable_parameters().values())
+    for one, other in zip(*(torch.autograd.grad(loss, trained) for loss in losses), strict=True):
+        assert farthest(one, other) < EXACT * 10
+
+
+def test_hidden_states_of_some_tokens_are_those_of_all() -> None:
+    batch = ragged([9, 4, 6], "right")
+    wanted = (batch.mask == 1) & (torch.arange(9) % 3 == 1)
+    for packing in (False, True):
+        tuned = mp.attach(random_model().use_packing(packing, always=True), TINY_METHODS["soft prompt"])
+        found = tuned.hidden(batch.tokens, batch.mask, only=wanted)
+        assert farthest(found, tuned.hidden(batch.tokens, batch.mask)[wanted]) < EXACT * 10
 
 
 @pytest.mark.parametrize(("padding", "packed"), [(300, False), (1600, True)])

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from minipeft.kernels.machine import product, product_type
+from minipeft.kernels.machine import product, product_type, rounded_up
 
 ROWS = 256
 """Labels at a time: with GPT-2's vocabulary 51 MB of logits in fp32."""
@@ -41,15 +42,17 @@ class _ChunkedLoss(torch.autograd.Function):
         # Half-precision parts of a sum would lose what all words have in common and what should cancel in their slopes.
         words_of = head if kind == torch.float32 else head.to(kind)
         for start in range(0, N, ROWS):
-            rows = slice(start, start + ROWS)
-            wanted = targets[rows, None]
-            h = hidden[rows].to(kind)
+            rows = slice(start, min(start + ROWS, N))
+            count = rows.stop - start
+            fill = (0, rounded_up(count, hidden.device) - count)  # of rows that are computed and dropped
+            wanted = F.pad(targets[rows], fill)[:, None]
+            h = F.pad(hidden[rows], (0, 0, *fill)).to(kind)
             logits = _logits(h, words_of).float()  # [rows, V]
             logits.sub_(logits.amax(dim=-1, keepdim=True))  # from here on all in one place
             right = logits.gather(1, wanted)
             spread = smoothing * logits.mean(dim=-1, keepdim=True) if smoothing else 0.0
             total = logits.exp_().sum(dim=-1, keepdim=True)
-            loss += (total.log() - (1 - smoothing) * right - spread).sum()
+            loss += (total.log() - (1 - smoothing) * right - spread)[:count].sum()
             if d_hidden is None and d_head is None:
                 continue
             slope = logits.div_(N * total)  # d loss / d logits = (softmax − target) / N
@@ -61,9 +64,9 @@ class _ChunkedLoss(torch.autograd.Function):
                 d_h = h.new_zeros(h.shape)
                 for words, columns in _widened(words_of, kind):
                     d_h += product(slope[:, words], columns.T)
-                d_hidden[rows] = d_h
+                d_hidden[rows] = d_h[:count]
             if d_head is not None:
-                d_head.addmm_(slope.to(head.dtype).T, hidden[rows].to(head.dtype))
+                d_head.addmm_(slope[:count].to(head.dtype).T, hidden[rows].to(head.dtype))
             del logits, slope  # before the next chunk's are made
         ctx.save_for_backward(d_hidden, d_head)
         return loss / N

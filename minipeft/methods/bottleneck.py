@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from minipeft.attention import Memory, Rows
@@ -118,9 +118,14 @@ class BlockThenAdapter(Block):
         self.adapter = adapter
 
     def forward(
-        self, x: Float[Tensor, "B T D"], mask: Bool[Tensor, "#B 1 T S"] | Rows | None, memory: Memory | None, layer: int
-    ) -> Float[Tensor, "B T D"]:
-        return self.adapter(super().forward(x, mask, memory, layer))
+        self,
+        x: Float[Tensor, "B T D"],
+        mask: Bool[Tensor, "#B 1 T S"] | Rows | None,
+        memory: Memory | None,
+        layer: int,
+        only: Int[Tensor, "N"] | None = None,
+    ) -> Float[Tensor, "#B _ D"]:
+        return self.adapter(super().forward(x, mask, memory, layer, only))
 
 
 class OwnNorm(nn.Module):

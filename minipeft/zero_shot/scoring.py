@@ -21,7 +21,7 @@ class Subject:
     """What is measured: a model as it is, or with a method attached."""
 
     model: GPT2
-    hidden: Callable[[Tensor], Tensor]
+    hidden: Callable[..., Tensor]
     room: int
 
     @classmethod
@@ -80,7 +80,7 @@ def _score_batch(subject: Subject, rows: Sequence[Row]) -> list[Scored]:
     wanted = torch.tensor([[row.scored_from <= t < len(row.ids) for t in range(1, T)] for row in rows]).to(
         tokens.device
     )
-    hidden, targets = subject.hidden(tokens[:, :-1])[wanted], tokens[:, 1:][wanted]  # [N, D], [N]
+    hidden, targets = subject.hidden(tokens[:, :-1], only=wanted), tokens[:, 1:][wanted]  # [N, D], [N]
     nats, likeliest = torch.empty(len(targets)), torch.empty(len(targets), dtype=torch.bool)
     for start in range(0, len(targets), LOGITS_AT_ONCE):
         part = slice(start, start + LOGITS_AT_ONCE)
