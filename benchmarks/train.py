@@ -231,10 +231,10 @@ def matrix_peak(dtype: str) -> float:
 
 def work_of(row: dict[str, Any]) -> float:
     """The model's own operations in a step: see `of peak` above."""
-    shape = {"n_layer": 12, "n_embd": 768, **SHAPES[row["shape"]]}
-    passes = 3 if row["method"] == "full" else 2
-    a_token = 24 * shape["n_layer"] * shape["n_embd"] ** 2
-    return passes * (a_token * row["tokens"] + 2 * 50257 * shape["n_embd"] * row["labels"])
+    from minipeft.config import GPT2Config
+    from minipeft.plan import model_flops
+
+    return model_flops(GPT2Config(**SHAPES[row["shape"]]), row["tokens"], row["labels"], row["method"] == "full")
 
 
 # -- what people look at -----------------------------------------------------------------------------------------------

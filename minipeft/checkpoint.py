@@ -17,7 +17,7 @@ from minipeft.files import (
     check_numbers,
     check_shape,
     json_bytes,
-    tensor_bytes,
+    tensor_pieces,
     write_together,
 )
 from minipeft.formats.hub import (
@@ -119,7 +119,7 @@ def save_gpt2(model: GPT2, folder: str | Path, dtype: torch.dtype | None = None)
         stored = tensor.T if CONV1D.fullmatch(name) else tensor
         tensors[name if name == HEAD else PREFIX + name] = stored.to(dtype or tensor.dtype)
     config = json_bytes(config_json(model.config, dtype or model.dtype))
-    write_together({folder / CONFIG_FILE: config, folder / WEIGHTS_FILE: tensor_bytes(tensors)})
+    write_together({folder / CONFIG_FILE: config, folder / WEIGHTS_FILE: tensor_pieces(tensors)})
 
 
 def open_model(name: str | Path) -> Weights:

@@ -1,6 +1,7 @@
 """The command line: every error of a person or a file is one sentence and exit code 2."""
 
 import sys
+from collections.abc import Callable
 
 import typer
 
@@ -14,6 +15,7 @@ from minipeft.commands.lessons import lessons
 from minipeft.commands.methods import methods
 from minipeft.commands.plan import plan
 from minipeft.commands.pretrain import pretrain
+from minipeft.commands.recipe import with_recipe
 from minipeft.commands.tune import tune
 
 app = typer.Typer(
@@ -38,7 +40,7 @@ app.command()(check)
 
 def main() -> None:
     """The entry point of `minipeft`."""
-    _in_one_sentence(app, "minipeft")
+    _in_one_sentence(lambda: app(args=with_recipe(sys.argv[1:], pretrain, "pretrain")), "minipeft")
 
 
 def run_download() -> None:
@@ -48,7 +50,7 @@ def run_download() -> None:
     _in_one_sentence(alone, "weights_download.py")
 
 
-def _in_one_sentence(commands: typer.Typer, name: str) -> None:
+def _in_one_sentence(commands: Callable[[], object], name: str) -> None:
     """What a person or a file did wrong ends in one sentence and exit code 2."""
     try:
         commands()

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,24 @@ from torch import Tensor
 
 MAX_JSON_BYTES = 10_000_000
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+SAFETENSORS_TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
+SAFETENSORS_TYPES |= {torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}
 
 
 class CheckpointError(ValueError):
     """A file of weights or settings that cannot be used; the message names the file and what is wrong in it."""
 
 
-def write_atomically(path: str | Path, data: bytes) -> None:
+Data = bytes | Iterable[bytes | memoryview]
+"""What to write: all of it, or piece after piece, so that no copy of much is needed."""
+
+
+def write_atomically(path: str | Path, data: Data) -> None:
     """Write a file that is either wholly there or not at all. Raises OSError and leaves nothing behind if it cannot."""
     write_together({path: data})
 
 
-def write_together(contents: Mapping[str | Path, bytes]) -> None:
+def write_together(contents: Mapping[str | Path, Data]) -> None:
     """Write files that belong together: every byte is on disk before the first of them gets its name.
 
     Raises OSError, with nothing left behind, if any cannot be written.
@@ -41,7 +47,8 @@ def write_together(contents: Mapping[str | Path, bytes]) -> None:
             handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
             written.append((temporary, path))
             with os.fdopen(handle, "wb") as file:
-                file.write(data)
+                for piece in (data,) if isinstance(data, bytes) else data:
+                    file.write(piece)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
@@ -99,24 +106,31 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file, atomically; `about` goes into its metadata."""
-    write_atomically(path, tensor_bytes(tensors, about))
+    """Write a safetensors file, atomically and without a copy of the tensors; `about` goes into its metadata."""
+    write_atomically(path, tensor_pieces(tensors, about))
 
 
-def tensor_bytes(tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> bytes:
-    """The bytes of a safetensors file."""
-    from safetensors.torch import save
+def tensor_pieces(
+    tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None
+) -> Iterator[bytes | memoryview]:
+    """A safetensors file piece after piece: a header, then the numbers of each tensor; always the same for the same.
 
-    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return save(on_cpu, {"format": "pt", **(about or {})})
-
-
-def in_one_order(data: bytes) -> bytes:
-    """A safetensors file that is the same for the same tensors: the library shuffles its metadata."""
-    length = int.from_bytes(data[:8], "little")
-    header = json.dumps(json.loads(data[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode("utf-8")
-    header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header + data[8 + length :]
+    The library's own writer needs the whole file in memory once more, and shuffles the metadata.
+    Source: the format's description, https://github.com/huggingface/safetensors#format.
+    """
+    wide_first = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # so that each is aligned
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(about or {})}}
+    end = 0
+    for name in wide_first:
+        start, end = end, end + tensors[name].nbytes
+        kind = SAFETENSORS_TYPES[tensors[name].dtype]
+        header[name] = {"dtype": kind, "shape": list(tensors[name].shape), "data_offsets": [start, end]}
+    told = json.dumps(header, sort_keys=True, separators=(",", ":")).encode("utf-8")
+    told += b" " * (-len(told) % 8)
+    yield len(told).to_bytes(8, "little") + told
+    for name in wide_first:
+        numbers = tensors[name].detach().cpu().contiguous().flatten()
+        yield numbers.view(torch.uint8).numpy().data
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -150,6 +150,15 @@ def bytes_of(text: str) -> int:
     return round(float(found[1]) * base ** (2 if found[2].lower() == "m" else 3))
 
 
+def model_flops(config: GPT2Config, tokens: int | float, labels: int | float, trained: bool = True) -> int | float:
+    """The model's own operations in a step: k · 24 L D² a token and k · 2 V D a label, what attention adds left out.
+
+    k: 1 forward, 1 backward and, where the weights are `trained`, 1 more. Source: Chowdhery et al. 2022, appendix B.
+    """
+    L, D, V = config.n_layer, config.n_embd, config.vocab_size
+    return (3 if trained else 2) * (24 * L * D**2 * tokens + 2 * V * D * labels)
+
+
 @dataclass(frozen=True)
 class Rates:
     """What a machine was measured to do in a second: operations of matrix products, bytes read and written by a sum."""

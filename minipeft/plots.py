@@ -1,6 +1,7 @@
 """Pictures: colour-blind safe, the finding in the title, readable at notebook width."""
 
 import io
+import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,6 +66,51 @@ def head_map(mass: "Float[Tensor, 'L H']", title: str, note: str, path: str | Pa
     figure.suptitle(textwrap.fill(title, int(8 * inches[0])), fontsize=12, x=0.02, ha="left")
     figure.supxlabel(textwrap.fill(note, int(12 * inches[0])), fontsize=9, x=0.02, ha="left", color=GREY)
     _write(figure, path)
+
+
+def training_curves(rows: Sequence[dict[str, Any]], name: str, path: str | Path) -> None:
+    """The loss of each step and its mean over a stretch, what was measured on held-out text, and the learning rate.
+
+    `rows`: those of `metrics.jsonl`. Writes a PNG.
+    """
+    pyplot = _pyplot()
+    steps = [row["step"] for row in rows]
+    losses = [math.nan if row["loss"] is None else row["loss"] for row in rows]
+    stretch = max(1, len(rows) // 50)
+    means, places = [], []
+    for start in range(0, len(rows), stretch):
+        part = [loss for loss in losses[start : start + stretch] if math.isfinite(loss)]
+        if part:
+            means.append(sum(part) / len(part))
+            places.append(sum(steps[start : start + stretch]) / len(steps[start : start + stretch]))
+    figure, (above, below) = pyplot.subplots(
+        2, 1, figsize=(8, 5), height_ratios=(4, 1), sharex=True, layout="constrained"
+    )
+    above.plot(steps, losses, color=BLUE, alpha=0.25, linewidth=0.8, label="training, each step")
+    above.plot(places, means, color=BLUE, linewidth=1.8, label=f"training, mean of {stretch}" if stretch > 1 else None)
+    found = ((row["step"], _held_out_loss(row)) for row in rows)
+    measured = [(step, loss) for step, loss in found if loss is not None]
+    if measured:
+        above.plot(*zip(*measured, strict=True), "o-", color=ORANGE, markersize=5, label="held out")
+        best = min(measured, key=lambda one: one[1])
+        above.annotate(f"{best[1]:.2f}", best, xytext=(0, 8), textcoords="offset points", ha="center", fontsize=10)
+    above.set_ylabel("loss in nats a token", fontsize=10)
+    above.set_title(f"{name}: loss {means[-1]:.2f} after {steps[-1]:,} steps", fontsize=12, loc="left")
+    above.legend(frameon=False, fontsize=10)
+    below.plot(steps, [row["lr"] for row in rows], color=GREY)
+    below.set_ylim(0)
+    below.set_ylabel("rate", fontsize=10)
+    below.set_xlabel("step", fontsize=10)
+    for axes in (above, below):
+        axes.spines[["top", "right"]].set_visible(False)
+    _write(figure, path)
+
+
+def _held_out_loss(row: dict[str, Any]) -> float | None:
+    """Nats a token on held-out text, by the name that pretraining or tuning gives it."""
+    if "perplexity" in row:
+        return math.log(row["perplexity"])
+    return row.get("dev_loss")
 
 
 def trained_text(trainable: int) -> str:

@@ -1,8 +1,8 @@
 """Train a GPT-2 from nothing on plain text files."""
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +13,25 @@ from torch import Tensor
 
 from minipeft.batches import MicroBatches, ShuffledStream
 from minipeft.config import GPT2Config
-from minipeft.corpus import Corpus, CorpusError, build_corpus
+from minipeft.corpus import HELD_OUT_PERCENT, Corpus, CorpusError, build_corpus
+from minipeft.downloads import PUBLIC
 from minipeft.files import fingerprint, write_json
+from minipeft.generate import Sampling, generate
 from minipeft.gpt2 import GPT2
-from minipeft.plan import check_micro_batch, rows_at_once
+from minipeft.plan import check_micro_batch, measure_rates, model_flops, rows_at_once
 from minipeft.rehearsal import Work
 from minipeft.tokenizer import Tokenizer
 from minipeft.train import train
 from minipeft.training_state import TrainConfig
 
+REPORT_FILE = "report.json"
 CONFIGS = {
+    "pico": GPT2Config(n_layer=4, n_head=4, n_embd=128, n_positions=256, vocab_size=8257),
     "nano": GPT2Config(n_layer=6, n_head=6, n_embd=192, n_positions=256, vocab_size=8257),
-    "gpt2": GPT2Config(),
-    "gpt2-medium": GPT2Config(n_layer=24, n_head=16, n_embd=1024),
-    "gpt2-large": GPT2Config(n_layer=36, n_head=20, n_embd=1280),
-    "gpt2-xl": GPT2Config(n_layer=48, n_head=25, n_embd=1600),
+    "micro": GPT2Config(n_layer=8, n_head=8, n_embd=512, n_positions=256, vocab_size=8257),
+    **{name: public.config for name, public in PUBLIC.items()},
 }
+"""The family that is trained here, and the shapes of the public models."""
 
 PRETRAINING: dict[str, Any] = {
     "warmup": 0.03,
@@ -66,45 +69,80 @@ class TokenWindows:
         return int(np.random.default_rng((self.seed, epoch, 1)).integers(self.length))
 
 
+@dataclass(frozen=True)
+class PretrainConfig:
+    """What is trained, and how it is computed; `TrainConfig` says how long and at which rates."""
+
+    model: GPT2Config
+    window: int | None = None
+    """Tokens of a training text, at most and by default the model's positions."""
+    dtype: torch.dtype = torch.float32
+    """Of the activations; the weights are fp32. In fp16 losses are scaled."""
+    held_out: float = HELD_OUT_PERCENT
+    """Percent of the text that is not trained on, and measured."""
+    micro_batch: int | str = "whole"
+    """Windows at once, "whole": the batch, or "auto": as many as `minipeft.plan` says fit."""
+    checkpointing: bool = False
+    compiled: bool = False
+    sample: str = ""
+    """A text that the model continues at each evaluation, into the metrics."""
+
+    def __post_init__(self) -> None:
+        check_micro_batch(self.micro_batch)
+        if not 2 <= self.length <= self.model.n_positions:
+            raise ValueError(f"window is {self.window}; it must be from 2 to the {self.model.n_positions} positions.")
+        if not 0 <= self.held_out < 100:
+            raise ValueError(f"held_out is a percentage from 0 to below 100, got {self.held_out}.")
+
+    @property
+    def length(self) -> int:
+        """Tokens of a training text."""
+        return self.model.n_positions if self.window is None else self.window
+
+    def told(self) -> dict[str, Any]:
+        """What a resumed run must have in common with the run that it resumes."""
+        return {"model": asdict(self.model), "window": self.length, "dtype": str(self.dtype).removeprefix("torch.")}
+
+
 def pretrain(
     files: Sequence[str | Path],
-    config: GPT2Config,
+    how: PretrainConfig,
     settings: TrainConfig,
     out: str | Path,
     *,
     resume: bool = False,
     device: torch.device | str = "cpu",
-    bfloat16: bool = False,
-    micro_batch: int | str = "whole",
-    checkpointing: bool = False,
+    watch: Callable[[Mapping[str, object]], None] = lambda row: None,
 ) -> GPT2:
     """Train a new GPT-2 on text files and write it to `out` with `report.json`; the best evaluation is kept.
 
-    `micro_batch`: windows at once, "whole": the batch, or "auto": as many as `minipeft.plan` says fit.
     Raises FileNotFoundError or CorpusError on files that cannot be used, and what `train` raises.
     """
-    check_micro_batch(micro_batch)
-    tokenizer = Tokenizer.for_vocab_size(config.vocab_size)
-    corpus = build_corpus(files, tokenizer)
-    model = GPT2(config, seed=settings.seed).to(device).train()
-    model.use_activations(torch.bfloat16 if bfloat16 else None).use_kernels().use_checkpointing(checkpointing)
+    settings = replace(settings, scaled=how.dtype == torch.float16)
+    tokenizer = Tokenizer.for_vocab_size(how.model.vocab_size)
+    corpus = build_corpus(files, tokenizer, how.held_out)
+    model = GPT2(how.model, seed=settings.seed).to(device).train()
+    model.use_activations(None if how.dtype == torch.float32 else how.dtype)
+    model.use_kernels().use_checkpointing(how.checkpointing)
+    if how.compiled:
+        model.use_compile()
     untrained = perplexities(model, corpus)
-    windows = TokenWindows(corpus.train, config.n_positions, settings.batch_size, settings.seed)
+    windows = TokenWindows(corpus.train, how.length, settings.batch_size, settings.seed)
 
-    work = Work.of(model, None, settings.batch_size, config.n_positions, config.n_positions - 1)
-    micro = MicroBatches(rows_at_once(micro_batch, work, model.device))
+    work = Work.of(model, None, settings.batch_size, how.length, how.length - 1)
+    micro = MicroBatches(rows_at_once(how.micro_batch, work, model.device))
 
     def loss_at(step: int) -> Iterator[Tensor]:
         whole = windows(step).to(device)
         for part in micro.cut(whole):
             yield len(part) / len(whole) * model.loss(part, part)
 
-    def evaluate() -> dict[str, float]:
+    def evaluate() -> dict[str, float | str]:
         measured = perplexities(model, corpus)
         by_source = {f"perplexity/{source}": value for source, value in measured.by_source.items()}
-        return {"score": -math.log(measured.overall), "perplexity": measured.overall, **by_source}
+        said = {"sample": continued(model, how.sample, settings.seed)} if how.sample else {}
+        return {"score": -math.log(measured.overall), "perplexity": measured.overall, **by_source, **said}
 
-    setting = {"model": asdict(config), "bfloat16": bfloat16, "tokens": fingerprint(corpus.train)}
     result = train(
         dict(model.named_parameters()),
         loss_at,
@@ -112,28 +150,52 @@ def pretrain(
         out,
         evaluate=evaluate if corpus.held_out else None,
         resume=resume,
-        setting=setting,
+        setting={**how.told(), "tokens": fingerprint(corpus.train)},
         label="pretrain",
         use_less_memory=micro.use_fewer,
+        pace=_pace(model, settings.batch_size, how.length),
+        watch=watch,
     )
     model.eval().save_pretrained(out)
     measured = {
         "perplexity": asdict(perplexities(model, corpus)),
-        "perplexity_unigram": asdict(unigram_perplexities(corpus, config.vocab_size)),
+        "perplexity_unigram": asdict(unigram_perplexities(corpus, how.model.vocab_size)),
         "perplexity_untrained": asdict(untrained),
     }
     report = {
         "parameters": model.num_parameters(),
         "corpus_tokens": len(corpus.train),
-        "tokens_seen": result.step * settings.batch_size * config.n_positions,
+        "tokens_seen": result.step * settings.batch_size * how.length,
         "steps": result.step,
+        "skipped": result.skipped,
+        "best_step": result.best_step or result.step,
         "seconds": round(result.seconds),
         "held_out_tokens": {name: len(tokens) for name, tokens in corpus.held_out.items()},
         **({} if not corpus.held_out else measured),
-        "settings": asdict(settings),
+        "settings": {**asdict(settings), **how.told()},
     }
-    write_json(Path(out) / "report.json", report)
+    write_json(Path(out) / REPORT_FILE, report)
     return model
+
+
+def _pace(model: GPT2, batch_size: int, length: int) -> Callable[[float], str]:
+    """So many seconds a step in tokens a second, and as a share of the products that this machine does (MFU)."""
+    tokens = batch_size * length
+    flops = model_flops(model.config, tokens, tokens)
+    most = measure_rates(model.config, model.activations or model.dtype, model.device).flops
+    return lambda seconds: f"{tokens / seconds:,.0f} tokens/s, {flops / seconds / most:.0%} MFU"
+
+
+def continued(model: GPT2, text: str, seed: int, tokens: int = 40) -> str:
+    """The text and what the model writes after it, as far as it has positions for."""
+    room = model.config.n_positions - len(model.tokenizer.encode(text))
+    if room < 1:
+        return text
+    was_training = model.training
+    sampling = Sampling(max_new_tokens=min(tokens, room), temperature=0.8, top_k=50, seed=seed)
+    written = generate(model.eval(), text, sampling)
+    model.train(was_training)
+    return written
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,14 @@ from minipeft.kernels.allocator import keep_freed_memory, ran_out_of_memory
 from minipeft.progress import progress_bar
 from minipeft.training_state import TrainConfig, TrainingState, TrainResult
 
-Evaluation = Callable[[], Mapping[str, float]]
-"""Measures the model as it is; `score` decides which step was best, and higher is better."""
+Evaluation = Callable[[], Mapping[str, float | str]]
+"""Measures the model as it is; `score` decides which step was best, and higher is better. Text is only written down."""
 Losses = Callable[[int], Tensor | Iterator[Tensor]]
 """The loss of a step's batch, or parts that add up to it, each made when the one before it is done with."""
+
+
+SCALE_HOLDS = 2000
+"""Steps after which a scale that was never too much is tried twice as large."""
 
 
 class OutOfMemory(ValueError):
@@ -39,6 +43,8 @@ def train(
     setting: Mapping[str, object] | None = None,
     label: str = "train",
     use_less_memory: Callable[[], bool] | None = None,
+    pace: Callable[[float], str] = "{:.2f} s a step".format,
+    watch: Callable[[Mapping[str, object]], None] = lambda row: None,
 ) -> TrainResult:
     """Train `parameters` in place with AdamW, leaving in them the tensors of the best evaluation (else the last step).
 
@@ -48,11 +54,11 @@ def train(
     and `metrics.jsonl`.
 
     A step that runs out of memory is done again as long as `use_less_memory()` could help; before the update, nothing
-    of it was kept.
+    of it was kept. `pace` tells in words what so many seconds a step mean, `watch` sees every row of the metrics.
 
     Ctrl-C is held until the step in progress is whole; then the state is saved and KeyboardInterrupt goes on.
-    Raises TrainingDiverged on a loss or gradient that is no number, OutOfMemory if a step does not fit, CheckpointError
-    if the state in `out` cannot be resumed.
+    Raises TrainingDiverged on a loss or gradient that is no number or a spike, if they are not to be passed over,
+    OutOfMemory if a step does not fit, CheckpointError if the state in `out` cannot be resumed.
     """
     run = TrainingState(parameters, config, Path(out), json.loads(json.dumps({**asdict(config), **(setting or {})})))
     if resume and run.state_path.exists():
@@ -63,7 +69,7 @@ def train(
     random_state = torch.get_rng_state()
     try:
         with _held_interrupts() as interrupted:
-            _loop(run, loss_at, evaluate, label, interrupted, use_less_memory or (lambda: False))
+            _loop(run, loss_at, evaluate, label, interrupted, use_less_memory or (lambda: False), pace, watch)
     except (KeyboardInterrupt, OutOfMemory):
         run.save()
         raise
@@ -82,14 +88,20 @@ def _loop(
     label: str,
     interrupted: list[int],
     use_less_memory: Callable[[], bool],
+    pace: Callable[[float], str],
+    watch: Callable[[Mapping[str, object]], None],
 ) -> None:
-    result, saved, before = run.result, time.monotonic(), time.monotonic() - run.result.seconds
+    result, started = run.result, time.monotonic()
+    saved, before, first = started, started - result.seconds, result.step
     with progress_bar(label, run.config.steps, result.step) as show:
         while True:
+            late = result.step > first and time.monotonic() - started > (run.config.time_limit or math.inf)
             if result.logged < result.step:
-                _finish_step(run, evaluate)
-                show(f"loss {result.last_loss:.3f}" + (f", best {result.best_score:.3f}" if run.best else ""))
-            if result.step == run.config.steps or result.stopped_early:
+                watch(_finish_step(run, evaluate, late))
+                seconds = (time.monotonic() - started) / max(1, result.step - first)
+                best = f", best {result.best_score:.3f}" if run.best else ""
+                show(f"loss {result.last_loss:.3f}{best}, {pace(seconds)}")
+            if result.step == run.config.steps or result.stopped_early or late:
                 return
             if interrupted:
                 raise KeyboardInterrupt
@@ -102,13 +114,14 @@ def _loop(
 
 
 def _step(run: TrainingState, loss_at: Losses, step: int, use_less_memory: Callable[[], bool]) -> float:
-    """One forward, backward and update; returns the loss in nats."""
+    """One forward, backward and, unless the step is passed over, update; returns the loss in nats."""
     value = None
+    scale = run.result.scale if run.config.scaled else 1.0
     while value is None:
         torch.manual_seed(run.config.seed * 1_000_003 + step)  # dropout depends on the step alone
         run.optimizer.zero_grad(set_to_none=True)
         try:
-            value = _backward(loss_at(step))
+            value = _backward(loss_at(step), scale)
         except Exception as error:
             if not ran_out_of_memory(error):
                 raise
@@ -119,39 +132,67 @@ def _step(run: TrainingState, loss_at: Losses, step: int, use_less_memory: Calla
                 f"there is not enough memory for step {step + 1} even with one row at a time ({told}); `minipeft "
                 "plan` says what would fit."
             )
-    norm = nn.utils.clip_grad_norm_(run.parameters.values(), run.config.clip or math.inf)
-    for what, number in (("the loss", value), ("the gradient's norm", float(norm))):
-        if not math.isfinite(number):
-            raise run.diverged(what, number, step)
+    if run.config.scaled and math.isfinite(value) and not _unscale(run, scale):
+        return value
+    norm = float(nn.utils.clip_grad_norm_(run.parameters.values(), run.config.clip or math.inf))
+    if wrong := run.wrong_with(value, norm):
+        if not run.passes_over():
+            raise run.diverged(wrong, step)
+        return value
     for group in run.optimizer.param_groups:
         group["lr"] = run.config.lr_at(step)
     run.optimizer.step()
+    run.note_good_step(value)
     return value
 
 
-def _backward(loss: Tensor | Iterator[Tensor]) -> float:
-    """Gradients of a loss, or of its parts one after another; their sum."""
+def _backward(loss: Tensor | Iterator[Tensor], scale: float) -> float:
+    """Gradients, times `scale`, of a loss, or of its parts one after another; the loss."""
     value = 0.0
     for part in (loss,) if isinstance(loss, Tensor) else loss:
-        part.backward()
+        (part * scale if scale != 1.0 else part).backward()
         value += float(part.detach())
     return value
 
 
-def _finish_step(run: TrainingState, evaluate: Evaluation | None) -> None:
-    """Evaluate if this step is one to do so, and write its row."""
+def _unscale(run: TrainingState, scale: float) -> bool:
+    """Divide the gradients by the loss's scale; False if it was too much for them, and is halved.
+
+    One that held for long is doubled. Source: Micikevicius et al. 2018, §3.2.
+    """
+    result = run.result
+    gradients = [p.grad for p in run.parameters.values() if p.grad is not None]
+    if not all(bool(torch.isfinite(gradient).all()) for gradient in gradients) and scale > 1:
+        result.scale, result.scale_held = scale / 2, 0
+        return False
+    for gradient in gradients:
+        gradient.div_(scale)
+    result.scale_held += 1
+    if result.scale_held == SCALE_HOLDS:
+        result.scale, result.scale_held = scale * 2, 0
+    return True
+
+
+def _finish_step(run: TrainingState, evaluate: Evaluation | None, last: bool) -> Mapping[str, object]:
+    """Evaluate if this step is one to do so, or the last of this call, and write its row."""
     config, result = run.config, run.result
-    row = {"step": result.step, "loss": result.last_loss, "lr": config.lr_at(result.step - 1)}
-    due = result.step == config.steps or (config.eval_every and result.step % config.eval_every == 0)
+    loss = result.last_loss if math.isfinite(result.last_loss) else None  # of a step that was passed over
+    row: dict[str, object] = {"step": result.step, "loss": loss, "lr": config.lr_at(result.step - 1)}
+    if result.skipped:
+        row["skipped"] = result.skipped
+    due = last or result.step == config.steps or (config.eval_every and result.step % config.eval_every == 0)
     if evaluate and due:
         measured = evaluate()
-        for what, number in measured.items():
+        numbers = {what: number for what, number in measured.items() if not isinstance(number, str)}
+        for what, number in numbers.items():
             if not math.isfinite(number):
-                raise run.diverged(what, number, result.step - 1)
+                raise run.diverged(f"{what} is {number}", result.step - 1)
         row.update(measured)
-        run.note_evaluation(measured)
-    run.log({**row, "seconds": round(result.seconds, 3)})
+        run.note_evaluation(numbers)
+    row["seconds"] = round(result.seconds, 3)
+    run.log(row)
     result.logged = result.step
+    return row
 
 
 @contextmanager

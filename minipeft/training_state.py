@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +16,10 @@ from minipeft.seeds import check_seed
 
 STATE_FILE = "training_state.safetensors"
 METRICS_FILE = "metrics.jsonl"
+SPIKE_WINDOW = 20
+"""Losses whose mean tells what is usual; fewer tell nothing."""
+FREE = ("save_seconds", "keep", "time_limit", "spike", "skip_bad_steps")
+"""Settings that a resumed run may change."""
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW remembers of a parameter."""
 
@@ -27,6 +33,8 @@ class TrainConfig:
     batch_size: int = 8
     warmup: float = 0.05
     schedule: str = "linear"
+    """"linear", "cosine", or "wsd": up, level, and only for the last `decay` of the steps down (Hu et al. 2024)."""
+    decay: float = 0.2
     final_lr: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
@@ -34,21 +42,46 @@ class TrainConfig:
     eval_every: int = 0
     patience: int = 0
     """Evaluations without a better score after which training stops; 0: never."""
-    save_seconds: float = field(default=60.0, compare=False)
     seed: int = 0
+    scaled: bool = False
+    """Whether losses are scaled up before gradients are taken, so that fp16 can hold them."""
+    save_seconds: float = field(default=60.0, compare=False)
+    keep: int = field(default=1, compare=False)
+    """How many of the last saved states to keep."""
+    time_limit: float | None = field(default=None, compare=False)
+    """Seconds after which to stop, as if interrupted; a resumed run has as many again."""
+    spike: float | None = field(default=None, compare=False)
+    """Nats above the mean of the last `SPIKE_WINDOW` losses that make a loss a spike."""
+    skip_bad_steps: int = field(default=0, compare=False)
+    """How many steps in a row may be passed over for a spike, or a loss or gradient that is no number."""
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("batch_size", 1), ("eval_every", 0), ("patience", 0), ("clip", 0)):
+        leasts = {
+            "steps": 1,
+            "batch_size": 1,
+            "eval_every": 0,
+            "patience": 0,
+            "clip": 0,
+            "keep": 1,
+            "skip_bad_steps": 0,
+        }
+        for name, least in leasts.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+        for name in ("time_limit", "spike"):
+            given = getattr(self, name)
+            if given is not None and not given > 0:
+                raise ValueError(f"{name} must be more than 0, got {given}.")
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise ValueError(f"the learning rate must be a positive number, got {self.lr}.")
-        if not (0 <= self.warmup <= 1 and 0 <= self.final_lr <= 1):
-            raise ValueError(f"warmup and final_lr are shares from 0 to 1, got {self.warmup} and {self.final_lr}.")
+        shares = {name: getattr(self, name) for name in ("warmup", "decay", "final_lr")}
+        for name, share in shares.items():
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} is a share from 0 to 1, got {share}.")
         if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
             raise ValueError(f"weight_decay must be a number of at least 0, got {self.weight_decay}.")
-        if self.schedule not in ("linear", "cosine"):
-            raise ValueError(f"schedule is {self.schedule!r}; it can be 'linear' or 'cosine'.")
+        if self.schedule not in ("linear", "cosine", "wsd"):
+            raise ValueError(f"schedule is {self.schedule!r}; it can be 'linear', 'cosine' or 'wsd'.")
         check_seed(self.seed)
 
     def lr_at(self, step: int) -> float:
@@ -56,8 +89,9 @@ class TrainConfig:
         warmup = round(self.warmup * self.steps)
         if step < warmup:
             return self.lr * (step + 1) / warmup
-        done = (step - warmup) / max(1, self.steps - warmup)
-        falling = 1 - done if self.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+        level = max(warmup, self.steps - round(self.decay * self.steps)) if self.schedule == "wsd" else warmup
+        done = max(0.0, (step - level) / max(1, self.steps - level))
+        falling = (1 + math.cos(math.pi * done)) / 2 if self.schedule == "cosine" else 1 - done
         return self.lr * (self.final_lr + (1 - self.final_lr) * falling)
 
 
@@ -76,6 +110,15 @@ class TrainResult:
     seconds: float = 0.0
     stopped_early: bool = False
     last_loss: float = math.nan
+    recent: list[float] = field(default_factory=list)
+    """The last losses that were no spike, up to `SPIKE_WINDOW`."""
+    skipped: int = 0
+    """Steps that were passed over."""
+    skipped_in_a_row: int = 0
+    scale: float = 2.0**16
+    """What losses are multiplied by, if `scaled`; where that is too much a step is passed over, and it is halved."""
+    scale_held: int = 0
+    """Steps since it was last changed."""
 
 
 class TrainingDiverged(ValueError):
@@ -97,6 +140,7 @@ class TrainingState:
         )
         self.result = TrainResult()
         self.best: dict[str, Tensor] = {}
+        self._saved_step = 0
 
     @property
     def state_path(self) -> Path:
@@ -106,14 +150,44 @@ class TrainingState:
         """Forget what an earlier run left, and save at once, so that there is always something to resume."""
         self.out.mkdir(parents=True, exist_ok=True)
         self._remove_half_written()
+        for path in self.kept_states():
+            path.unlink(missing_ok=True)
         (self.out / METRICS_FILE).write_text("")
         self.save()
 
-    def diverged(self, what: str, number: float, step: int) -> TrainingDiverged:
+    def diverged(self, wrong: str, step: int) -> TrainingDiverged:
         return TrainingDiverged(
-            f"{what} is {number} at step {step + 1}; lower the learning rate (now {self.config.lr:g}). "
-            f"The last good state is in {self.state_path}."
+            f"{wrong} at step {step + 1}; lower the learning rate (now {self.config.lr:g}). "
+            f"The last good state, of step {self._saved_step}, is in {self.state_path}."
         )
+
+    def wrong_with(self, loss: float, norm: float) -> str | None:
+        """What is wrong with a step of this loss and norm of gradients; None: nothing."""
+        for what, number in (("the loss", loss), ("the gradient's norm", norm)):
+            if not math.isfinite(number):
+                return f"{what} is {number}"
+        recent = self.result.recent
+        if self.config.spike is None or len(recent) < SPIKE_WINDOW:
+            return None
+        usual = sum(recent) / len(recent)
+        if loss > usual + self.config.spike:
+            return f"the loss is {loss:.3f}, {loss - usual:.3f} above the mean of the {SPIKE_WINDOW} before it,"
+        return None
+
+    def passes_over(self) -> bool:
+        """Count a step that is left out, and tell whether it may be."""
+        result = self.result
+        if result.skipped_in_a_row >= self.config.skip_bad_steps:
+            return False
+        result.skipped += 1
+        result.skipped_in_a_row += 1
+        return True
+
+    def note_good_step(self, loss: float) -> None:
+        """Remember what is usual."""
+        result = self.result
+        result.recent = [*result.recent, loss][-SPIKE_WINDOW:]
+        result.skipped_in_a_row = 0
 
     def note_evaluation(self, measured: Mapping[str, float]) -> None:
         """Keep the tensors if they are the best so far; count the evaluations that brought nothing."""
@@ -136,18 +210,42 @@ class TrainingState:
                 parameter.copy_(tensors[name])
 
     def save(self) -> None:
-        """Parameters, best parameters and moments, in one atomic file."""
+        """Parameters, best parameters and moments, in one atomic file; those before it by their steps' names."""
         tensors = {f"parameter/{name}": p.detach() for name, p in self.parameters.items()}
         tensors |= {f"best/{name}": tensor for name, tensor in self.best.items()}
         for name, parameter in self.parameters.items():
             for key, moment in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"{key}/{name}"] = moment
         about = {"setting": json.dumps(self.setting), "result": json.dumps(asdict(self.result))}
+        self._keep_the_last()
         save_tensors(self.state_path, tensors, about)
+        self._saved_step = self.result.step
+
+    def kept_states(self) -> list[Path]:
+        """Earlier states that are kept, oldest first."""
+        stem, suffix = STATE_FILE.split(".")
+        return sorted(self.out.glob(f"{stem}-*.{suffix}"))
+
+    def _keep_the_last(self) -> None:
+        """Give the state that is about to be replaced a name of its own as well, and let the oldest go."""
+        stem, suffix = STATE_FILE.split(".")
+        name = self.state_path.with_name(f"{stem}-{self._saved_step:09d}.{suffix}")
+        if self.config.keep > 1 and self.state_path.exists() and self._saved_step < self.result.step:
+            name.unlink(missing_ok=True)
+            try:
+                os.link(self.state_path, name)  # two names of one file
+            except OSError:  # a file system that knows no such thing
+                shutil.copyfile(self.state_path, name)
+        for path in self.kept_states()[: -(self.config.keep - 1) or None]:
+            path.unlink(missing_ok=True)
 
     def restore(self) -> None:
         """Go back to the saved step. Raises CheckpointError if the file is damaged or belongs to another run."""
-        tensors, about = read_tensors(self.state_path)
+        try:
+            tensors, about = read_tensors(self.state_path)
+        except CheckpointError as error:
+            kept = self.kept_states()
+            raise CheckpointError(f"{error} An earlier state is {kept[-1]}." if kept else str(error)) from None
         try:
             setting, self.result = json.loads(about["setting"]), TrainResult(**json.loads(about["result"]))
         except (KeyError, TypeError, ValueError):
@@ -164,6 +262,7 @@ class TrainingState:
                 self.optimizer.state[parameter] = {
                     key: tensors[f"{key}/{name}"].to(parameter.device) for key in MOMENTS
                 }
+        self._saved_step = self.result.step
         self._remove_half_written()
         self._cut_metrics()
 
@@ -185,8 +284,8 @@ class TrainingState:
             path.unlink(missing_ok=True)
 
     def _check_setting(self, saved: dict[str, object], path: Path) -> None:
-        free = {"save_seconds"}
-        changed = [key for key in sorted({*saved, *self.setting} - free) if saved.get(key) != self.setting.get(key)]
+        keys = sorted({*saved, *self.setting}.difference(FREE))
+        changed = [key for key in keys if saved.get(key) != self.setting.get(key)]
         if changed:
             shown = "; ".join(f"{key} was {saved.get(key)!r}, is {self.setting.get(key)!r}" for key in changed)
             raise CheckpointError(f"{path} belongs to a run with another setting ({shown}); use another --out.")

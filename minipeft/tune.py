@@ -1,10 +1,11 @@
 """Tune a method on a task: the defaults that sweeps found, the run, and the folder it leaves behind."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from minipeft.batches import BucketedBatches, MicroBatches
@@ -54,6 +55,10 @@ class TuneConfig:
     truncate: bool = False
     micro_batch: int | str = "whole"
     """Rows at once, "whole": the batch, or "auto": as many as `minipeft.plan` says fit; fewer if memory runs out."""
+    time_limit: float | None = None
+    keep: int = 1
+    spike: float | None = None
+    skip_bad_steps: int = 0
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -84,7 +89,14 @@ def encoder_for(tuned: Tuned, task: Task, truncate: bool = False) -> Encoder:
 
 
 def tune(
-    model: GPT2, method: Method, task: Task, config: TuneConfig, out: str | Path, *, resume: bool = False
+    model: GPT2,
+    method: Method,
+    task: Task,
+    config: TuneConfig,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    watch: Callable[[Mapping[str, object]], None] = lambda row: None,
 ) -> tuple[Tuned, TrainResult]:
     """Tune `method` on `task`, choosing the best step on dev, and save the adapter with `report.json` in `out`.
 
@@ -125,6 +137,11 @@ def tune(
         patience=config.patience,
         save_seconds=config.save_seconds,
         seed=config.seed,
+        scaled=(model.activations or model.dtype) == torch.float16,
+        time_limit=config.time_limit,
+        keep=config.keep,
+        spike=config.spike,
+        skip_bad_steps=config.skip_bad_steps,
     )
     longest, most_scored = max(len(row.ids) for row in rows), max(row.scored for row in rows)
     work = Work.of(model, method, config.batch_size, longest, most_scored)
@@ -145,6 +162,7 @@ def tune(
         },
         label=f"tune {method.name}",
         use_less_memory=micro.use_fewer,
+        watch=watch,
     )
     tuned.eval().save(out)
     write_json(Path(out) / REPORT_FILE, _report(tuned, task, settings, result, micro.most))

@@ -15,11 +15,10 @@ from minipeft.files import (
     CheckpointError,
     check_keys,
     check_tensor,
-    in_one_order,
     json_bytes,
     read_json,
     read_tensors,
-    tensor_bytes,
+    tensor_pieces,
     write_together,
 )
 from minipeft.generate import Prompts, Sampling, generate
@@ -177,7 +176,7 @@ class Tuned(nn.Module):
         """
         config = {**shared_peft_config(self.method), **self.method.peft_config(self.base)}
         with torch.no_grad():
-            weights = in_one_order(tensor_bytes(self.attachment.adapter_tensors(), base_told(self.base)))
+            weights = tensor_pieces(self.attachment.adapter_tensors(), base_told(self.base))
         write_together({Path(folder) / CONFIG_FILE: json_bytes(config), Path(folder) / WEIGHTS_FILE: weights})
 
     def detach(self) -> GPT2:

@@ -20,12 +20,15 @@ from safetensors.torch import load_file, save_file
 
 import minipeft.tune
 from minipeft import cli
+from minipeft.commands.pretrain import pretrain
+from minipeft.commands.recipe import with_recipe
 from minipeft.config import GPT2Config
 from minipeft.corpus import is_held_out
 from minipeft.files import json_bytes, read_json
 from minipeft.generate import Sampling
 from minipeft.gpt2 import GPT2
 from minipeft.methods import LoRA, SoftPrompt
+from minipeft.metrics import PICTURE_FILE
 from minipeft.pretrain import CONFIGS
 from minipeft.training_state import METRICS_FILE, STATE_FILE
 from minipeft.tuned import CONFIG_FILE, WEIGHTS_FILE, attach, load
@@ -73,6 +76,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = random_model(vocab_size=512, n_positions=64)
     wide = random_model(vocab_size=512, n_positions=64, n_embd=48)
     attach(model, SoftPrompt(length=4)).save(folder / "adapter")
+    (folder / "wrong.toml").write_text("stepz = 7\n")
     attach(wide, SoftPrompt(length=4)).save(folder / "wide_adapter")
     attach(model, LoRA()).save(folder / "lora")
     for name in ("model", "truncated", "junk", "nan", "lacking", "no_json", "other_kind"):
@@ -292,7 +296,16 @@ OTHER_MISTAKES = {
     "too many tokens": (f"{GENERATE} --max-new-tokens 64", "do not fit into this model's 64"),
     "no text": (GENERATE.replace("'The end'", "''"), "there is nothing to continue: a prompt is empty."),
     "seed of a text too large": (f"{GENERATE} --seed 99999999999999999999", "seed"),
-    "unknown config": (f"{PRETRAIN} --config micro", "config is 'micro'; it can be nano, gpt2"),
+    "unknown config": (f"{PRETRAIN} --config giga", "config is 'giga'; it can be pico, nano, micro, gpt2"),
+    "unknown schedule": (f"{PRETRAIN} --schedule flat", "schedule is 'flat'; it can be 'linear', 'cosine' or 'wsd'."),
+    "window of no text": (f"{PRETRAIN} --window 65", "window is 65; it must be from 2 to the 64 positions."),
+    "everything held out": (f"{PRETRAIN} --held-out 100", "held_out is a percentage from 0 to below 100, got 100.0."),
+    "no time at all": (f"{PRETRAIN} --time-limit 0s", "'0s' is no time; write it like 90s, 30m or 8h."),
+    "time in words": (f"{TUNE} --time-limit soon", "'soon' is no time"),
+    "no state to keep": (f"{TUNE} --keep 0", "keep must be at least 1, got 0."),
+    "negative spike": (f"{PRETRAIN} --spike -1", "spike must be more than 0, got -1.0."),
+    "unknown key in a recipe": (f"{PRETRAIN} --recipe {{inputs}}/wrong.toml", "there is no option 'stepz'"),
+    "no recipe": (f"{PRETRAIN} --recipe nowhere.toml", "there is no file nowhere.toml."),
     "texts missing": (PRETRAIN.replace("texts.txt", "nowhere.txt"), "there is no file"),
     "texts empty": (PRETRAIN.replace("texts.txt", "empty.tsv"), "empty.tsv is empty."),
     "texts not utf-8": (PRETRAIN.replace("texts.txt", "latin1.tsv"), "latin1.tsv is not UTF-8"),
@@ -516,7 +529,7 @@ def test_a_tuned_method_can_be_measured_inspected_and_used(
     start, name = TUNE.replace("soft_prompt", method).replace("--length 4", ""), "stack" if "+" in method else method
     tuned = assert_done(run(start, options))
     assert tuned.out.startswith(f"{trained:,} trained numbers, best at step 5 of 5, dev score ")
-    assert set(tuned.files()) == {CONFIG_FILE, WEIGHTS_FILE, STATE_FILE, METRICS_FILE, "report.json"}
+    assert set(tuned.files()) == {CONFIG_FILE, WEIGHTS_FILE, STATE_FILE, METRICS_FILE, PICTURE_FILE, "report.json"}
     report = read_json(tuned.folder / "report.json")
     assert (report["method"]["name"], report["trainable"], report["steps"]) == (name, trained, 5)
 
@@ -713,7 +726,8 @@ def test_a_text_of_ones_own_can_be_measured(run: Run, inputs: Path) -> None:
 def test_a_pretrained_model_can_be_used(run: Run) -> None:
     pretrained = assert_done(run(PRETRAIN))
     weights = {"config.json", "model.safetensors"}
-    assert set(pretrained.files()) == {*weights, STATE_FILE, METRICS_FILE, "report.json"}
+    kept = "training_state-000000000.safetensors"
+    assert set(pretrained.files()) == {*weights, STATE_FILE, kept, METRICS_FILE, PICTURE_FILE, "report.json"}
     model = GPT2.from_pretrained(pretrained.folder)
     assert f"{model.num_parameters():,} parameters;" in pretrained.out
     assert assert_done(run(GENERATE, "--model {out}")).out.startswith("The end")
@@ -744,11 +758,12 @@ def test_the_help_of_a_command_has_an_example(name: str, run: Run) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_examples_in_the_help_can_be_read(name: str) -> None:
+def test_the_examples_in_the_help_can_be_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)  # where recipes/ is
     examples = re.findall(r"`minipeft (.+?)`", COMMANDS[name].help)
     assert examples
     for example in examples:
-        command, *options = shlex.split(example)
+        command, *options = with_recipe(shlex.split(example), pretrain, "pretrain")
         assert command == name
         with COMMANDS[name].make_context("minipeft", options):
             pass

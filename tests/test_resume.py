@@ -18,7 +18,7 @@ from minipeft.config import GPT2Config
 from minipeft.corpus import HELD_OUT_PERCENT, is_held_out
 from minipeft.gpt2 import GPT2
 from minipeft.methods import Prefix, SoftPrompt
-from minipeft.pretrain import pretrain
+from minipeft.pretrain import PretrainConfig, pretrain
 from minipeft.tasks import task_from_file
 from minipeft.training_state import METRICS_FILE, STATE_FILE, TrainConfig
 from minipeft.tune import REPORT_FILE, TuneConfig, tune
@@ -26,7 +26,7 @@ from tests.models import random_model
 from tests.test_train import assert_identical, assert_same_run, rows_of
 
 ROOT = Path(__file__).parents[1]
-KILLS = 3
+KILLS = {"run_tune": 3, "run_pretrain": 20}
 PATIENCE_SECONDS = 120
 STEPS = 60
 
@@ -58,8 +58,17 @@ def run_tune(inputs: Path, out: Path, resume: bool) -> None:
 
 def run_pretrain(inputs: Path, out: Path, resume: bool) -> None:
     shape = GPT2Config(n_layer=2, n_head=2, n_embd=32, n_positions=32, vocab_size=512, dropout=0.1)
-    settings = TrainConfig(STEPS, 0.01, 4, schedule="cosine", weight_decay=0.1, eval_every=7, save_seconds=0.0, seed=1)
-    pretrain([inputs / "texts.txt"], shape, settings, out, resume=resume)
+    settings = TrainConfig(
+        *(STEPS, 0.01, 4),
+        schedule="cosine",
+        weight_decay=0.1,
+        eval_every=7,
+        save_seconds=0.0,
+        seed=1,
+        keep=3,
+        spike=2.0,
+    )
+    pretrain([inputs / "texts.txt"], PretrainConfig(shape, sample="The"), settings, out, resume=resume)
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
@@ -96,11 +105,11 @@ def signal_after(process: subprocess.Popen[str], out: Path, step: int, what: sig
     return process.communicate(timeout=PATIENCE_SECONDS)[1]
 
 
-def kill_points(seed: int) -> Iterator[tuple[int, float]]:
+def kill_points(kills: int, seed: int) -> Iterator[tuple[int, float]]:
     """Steps after which to kill, each beyond the one before, and some milliseconds to wait then."""
-    draw = random.Random(seed)
-    for kill in range(KILLS):
-        yield STEPS * kill // (KILLS + 1) + draw.randint(3, 9), draw.uniform(0, 0.01)
+    draw, apart = random.Random(seed), STEPS // (kills + 1)
+    for kill in range(kills):
+        yield apart * kill + draw.randint(1, apart), draw.uniform(0, 0.01)
 
 
 def without_seconds(report: Path) -> dict[str, Any]:
@@ -114,11 +123,12 @@ def test_a_run_killed_again_and_again_ends_bit_identical(
     run: Callable[[Path, Path, bool], None], weights: str, inputs: Path, tmp_path: Path
 ) -> None:
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    for step, delay in kill_points(seed=0):
+    kills = KILLS[run.__name__]
+    for step, delay in kill_points(kills, seed=0):
         process = driver(run, inputs, killed)
         stderr = signal_after(process, killed, step, signal.SIGKILL, delay)
         assert process.returncode == -signal.SIGKILL, stderr
-        assert step <= steps_logged(killed) < STEPS
+        assert step <= steps_logged(killed) < STEPS, "a run of so many steps is over before it can be killed"
         assert not (killed / weights).exists()
     last = driver(run, inputs, killed)
     _, stderr = last.communicate(timeout=PATIENCE_SECONDS)
@@ -131,7 +141,39 @@ def test_a_run_killed_again_and_again_ends_bit_identical(
     assert without_seconds(killed / REPORT_FILE) == without_seconds(whole / REPORT_FILE)
     assert any(name.startswith("best/") for name in load_file(killed / STATE_FILE))
     unfinished = {path.name for path in killed.iterdir() if path.name.startswith(".")}
-    assert len(unfinished) <= KILLS  # a kill in the middle of a save leaves its temporary file at most
+    assert len(unfinished) <= kills  # a kill in the middle of a save leaves its temporary file at most
+
+
+KILLED_IN = """
+import os, signal
+from pathlib import Path
+from tests.test_resume import run_pretrain
+whole, left = {function}, [{calls}]
+
+def killed(*given, **more):
+    if left[0] == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left[0] -= 1
+    return whole(*given, **more)
+
+{function} = killed
+run_pretrain(Path({inputs!r}), Path({out!r}), True)
+"""
+
+
+def test_a_run_killed_in_the_middle_of_a_save_ends_bit_identical(inputs: Path, tmp_path: Path) -> None:
+    """After the bytes are written, before they have their name, and while the earlier state gets a second one."""
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    for calls, function in ((9, "os.fsync"), (7, "os.replace"), (5, "os.link")):
+        program = KILLED_IN.format(function=function, calls=calls, inputs=str(inputs), out=str(killed))
+        process = start("-c", program)
+        _, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+        assert process.returncode == -signal.SIGKILL, stderr
+    run_pretrain(inputs, killed, True)
+    run_pretrain(inputs, whole, False)
+    assert_same_run(killed, whole)
+    assert_identical(*(load_file(out / "model.safetensors") for out in (killed, whole)))
+    assert len(list(killed.glob("training_state-*.safetensors"))) == 2  # and the last one itself makes three
 
 
 def test_ctrl_c_on_the_command_line_loses_nothing(inputs: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from minipeft.files import CheckpointError
 from minipeft.train import OutOfMemory, train
 from minipeft.training_state import METRICS_FILE, STATE_FILE, TrainConfig, TrainingDiverged, TrainResult
+from tests.models import farthest
 
 CONFIG = TrainConfig(steps=12, lr=0.05, warmup=0.25, weight_decay=0.1, clip=0.5, save_seconds=1e9)
 TARGETS = torch.linspace(-1, 1, 12 * 12).view(12, 3, 4)
@@ -121,12 +122,19 @@ def test_the_learning_rate_falls_along_a_cosine() -> None:
     assert config.lr_at(6) == pytest.approx(1.5)  # half way between 2 and 1
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_the_learning_rate_stays_and_then_falls() -> None:
+    config = TrainConfig(steps=20, lr=1.0, warmup=0.1, schedule="wsd", decay=0.25, final_lr=0.2)
+    # 2 steps up, 13 level, then 5 down a line that would reach 0.2 at step 20.
+    wanted = [0.5, 1.0, *[1.0] * 13, *(1 - 0.8 * n / 5 for n in range(5))]
+    assert [config.lr_at(step) for step in range(20)] == pytest.approx(wanted, rel=1e-12)  # doubles
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "wsd"])
 def test_without_warm_up_the_first_step_has_the_full_learning_rate(schedule: str) -> None:
     assert TrainConfig(steps=5, lr=0.3, warmup=0.0, schedule=schedule).lr_at(0) == 0.3
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "wsd"])
 def test_no_step_has_a_learning_rate_of_zero(schedule: str) -> None:
     for steps in (1, 2, 7):
         config = TrainConfig(steps=steps, lr=0.3, warmup=0.5, schedule=schedule)
@@ -142,7 +150,7 @@ def test_no_step_has_a_learning_rate_of_zero(schedule: str) -> None:
         ({"lr": -1.0}, "the learning rate must be a positive number, got -1.0"),
         ({"lr": math.nan}, "the learning rate must be a positive number, got nan"),
         ({"lr": math.inf}, "the learning rate must be a positive number, got inf"),
-        ({"schedule": "constant"}, "schedule is 'constant'; it can be 'linear' or 'cosine'"),
+        ({"schedule": "constant"}, "schedule is 'constant'; it can be 'linear', 'cosine' or 'wsd'"),
     ],
 )
 def test_settings_that_cannot_train_are_refused(wrong: dict[str, Any], sentence: str) -> None:
@@ -366,6 +374,163 @@ def test_a_gradient_that_is_no_number_stops_training(tmp_path: Path) -> None:
     parameters = {"vector": nn.Parameter(torch.zeros(4))}
     with pytest.raises(TrainingDiverged, match="step 1"):  # the loss is 0, its gradient infinite
         train(parameters, lambda _: parameters["vector"].sqrt().sum(), replace(CONFIG, steps=1), tmp_path)
+
+
+# --- steps that are passed over
+
+
+BAD = 30
+"""The step whose loss is bad, after more than are needed to know what is usual."""
+LONG = replace(CONFIG, steps=40, spike=3.0)
+
+
+def spiking_loss(parameters: Mapping[str, nn.Parameter], bad: float, steps: int = 1) -> Callable[[int], Tensor]:
+    """A loss that is about as large as ever, but for some steps."""
+
+    def loss_at(step: int) -> Tensor:
+        pull = ((parameters["matrix"] - TARGETS[step % 12]) ** 2).mean() + parameters["vector"].sum() * 0.01
+        return pull + bad if BAD <= step < BAD + steps else pull
+
+    return loss_at
+
+
+@pytest.mark.parametrize(
+    ("bad", "told"),
+    [(4.0, r"the loss is \d\.\d+, 3\.\d+ above the mean of the 20 before it,"), (math.nan, "the loss is nan")],
+)
+def test_a_loss_that_jumps_stops_training_and_names_the_last_good_state(bad: float, told: str, tmp_path: Path) -> None:
+    parameters = fresh()
+    with pytest.raises(TrainingDiverged, match=rf"{told} at step 31; .* The last good state, of step 0, is in"):
+        train(parameters, spiking_loss(parameters, bad), LONG, tmp_path)
+    assert len(rows_of(tmp_path)) == BAD
+    assert float(parameters["matrix"].detach().abs().max()) < 10
+
+
+@pytest.mark.parametrize("bad", [4.0, math.nan])
+def test_a_step_that_is_passed_over_changes_nothing(bad: float, tmp_path: Path) -> None:
+    """The rest is what AdamW makes of the other steps' losses, at their own learning rates."""
+    found, wanted, config = fresh(), fresh(), replace(LONG, skip_bad_steps=1)
+    result = train(found, spiking_loss(found, bad), config, tmp_path)
+    assert result.skipped == 1
+    assert [row["step"] for row in rows_of(tmp_path) if "skipped" in row] == list(range(BAD + 1, 41))
+    groups = [{"params": [p], "weight_decay": 0.1 if p.dim() > 1 else 0.0} for p in wanted.values()]
+    optimizer = torch.optim.AdamW(groups, betas=config.betas)
+    for step in (step for step in range(40) if step != BAD):
+        optimizer.zero_grad()
+        spiking_loss(wanted, 0.0)(step).backward()
+        torch.nn.utils.clip_grad_norm_(wanted.values(), config.clip)
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr_at(step)
+        optimizer.step()
+    for name, tensor in wanted.items():
+        assert farthest(found[name], tensor) < 1e-6  # fp32, by another implementation of AdamW
+
+
+def test_too_many_bad_steps_in_a_row_stop_training(tmp_path: Path) -> None:
+    for bad_steps, skips, ends in ((3, 3, True), (3, 2, False)):
+        parameters, config = fresh(), replace(LONG, skip_bad_steps=skips)
+        loss_at = spiking_loss(parameters, math.nan, bad_steps)
+        if ends:
+            assert train(parameters, loss_at, config, tmp_path / str(skips)).step == 40
+        else:
+            with pytest.raises(TrainingDiverged, match="at step 33"):
+                train(parameters, loss_at, config, tmp_path / str(skips))
+
+
+def test_a_run_that_stopped_at_a_spike_goes_on_once_it_may_pass_over_it(tmp_path: Path) -> None:
+    parameters = fresh()
+    with pytest.raises(TrainingDiverged):
+        train(parameters, spiking_loss(parameters, 4.0), replace(LONG, save_seconds=0.0), tmp_path / "a")
+    for out, resume in (("a", True), ("b", False)):
+        parameters = fresh()
+        train(parameters, spiking_loss(parameters, 4.0), replace(LONG, skip_bad_steps=1), tmp_path / out, resume=resume)
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+def test_before_anything_is_usual_nothing_is_a_spike(tmp_path: Path) -> None:
+    parameters = fresh()
+    loss_at = spiking_loss(parameters, 0.0)
+    train(parameters, lambda step: loss_at(step) + 100.0 * (step == 19), replace(CONFIG, steps=20, spike=1.0), tmp_path)
+
+
+# --- losses that are scaled
+
+
+def test_a_scaled_loss_brings_small_gradients_through_half_precision(tmp_path: Path) -> None:
+    """A gradient of 1e-8 is nothing in fp16; times 65,536 it is a number, and AdamW makes a whole step of it."""
+    factor, moved = 1e8, {}
+    for scaled in (False, True):
+        parameters = fresh()
+        config = replace(CONFIG, steps=1, warmup=0.0, scaled=scaled, clip=0.0, weight_decay=0.0)  # one plain step
+        before = tensors_of(parameters)
+
+        def loss_at(step: int, of: Mapping[str, nn.Parameter] = parameters) -> Tensor:
+            return (of["matrix"].half() * 1.0).float().sum() / factor + of["vector"].sum()
+
+        train(parameters, loss_at, config, tmp_path / str(scaled))
+        moved[scaled] = float((parameters["matrix"].detach() - before["matrix"]).abs().max())
+    assert moved[False] == 0.0
+    assert moved[True] == pytest.approx(CONFIG.lr / 2, rel=0.1)  # g / (|g| + eps), and g is eps
+
+
+def test_a_scale_that_is_too_much_is_halved_and_the_step_passed_over(tmp_path: Path) -> None:
+    """A gradient of 20 is beyond fp16 until 65,536 is 2,048: five steps go, the sixth is the first update."""
+    parameters, before = fresh(), tensors_of(fresh())
+    seen = []
+
+    def loss_at(step: int) -> Tensor:
+        seen.append(bool(torch.equal(parameters["matrix"], before["matrix"])))
+        return (parameters["matrix"].half() * 20.0).float().sum() + parameters["vector"].sum()
+
+    result = train(parameters, loss_at, replace(CONFIG, steps=8, scaled=True), tmp_path)
+    assert seen == [True] * 6 + [False] * 2
+    assert (result.scale, result.scale_held, result.skipped) == (2048.0, 3, 0)
+
+
+# --- time and states
+
+
+def test_a_time_limit_stops_as_if_interrupted_and_the_run_goes_on(tmp_path: Path) -> None:
+    config = replace(CONFIG, time_limit=1e-9)
+    for calls in range(1, 13):
+        parameters = fresh()
+        result = train(parameters, noisy_loss(parameters), config, tmp_path / "a", resume=True)
+        assert result.step == calls
+    run = fresh()
+    train(run, noisy_loss(run), CONFIG, tmp_path / "b")
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_run_that_is_out_of_time_is_measured_once_more(tmp_path: Path) -> None:
+    parameters = fresh()
+    config = replace(CONFIG, time_limit=1e-9, eval_every=6)
+    train(parameters, noisy_loss(parameters), config, tmp_path, evaluate=distance(parameters))
+    assert ["score" in row for row in rows_of(tmp_path)] == [True]
+
+
+def test_the_last_states_are_kept_and_any_can_be_resumed(tmp_path: Path) -> None:
+    config = replace(CONFIG, save_seconds=0.0, keep=3, eval_every=5)
+    whole = run_whole(tmp_path / "a", config)
+    kept = sorted(path.name for path in (tmp_path / "a").glob("training_state-*"))
+    assert kept == ["training_state-000000010.safetensors", "training_state-000000011.safetensors"]
+    (tmp_path / "a" / STATE_FILE).write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=r"An earlier state is .*training_state-000000011.safetensors"):
+        go_on(tmp_path / "a", config)
+    (tmp_path / "a" / kept[0]).replace(tmp_path / "a" / STATE_FILE)
+    assert_identical(go_on(tmp_path / "a", config), whole)
+    assert len(rows_of(tmp_path / "a")) == 12
+
+
+def test_starting_anew_forgets_the_kept_states(tmp_path: Path) -> None:
+    run_whole(tmp_path, replace(CONFIG, save_seconds=0.0, keep=5))
+    run_whole(tmp_path, replace(CONFIG, keep=5))
+    assert [path.name for path in tmp_path.glob("training_state-*")] == ["training_state-000000000.safetensors"]
+
+
+def test_whoever_watches_sees_every_row(tmp_path: Path) -> None:
+    parameters, seen = fresh(), []
+    train(parameters, noisy_loss(parameters), CONFIG, tmp_path, watch=seen.append)
+    assert seen == [json.loads(line) for line in (tmp_path / METRICS_FILE).read_text().splitlines()]
 
 
 # --- interrupted and resumed

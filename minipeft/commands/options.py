@@ -1,6 +1,9 @@
 """Options that several commands share, and what they stand for; a mistake in one raises the sentence to print."""
 
+import re
 import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -18,6 +21,7 @@ class Dtype(str, Enum):
 
     float32 = "float32"
     bfloat16 = "bfloat16"
+    float16 = "float16"
 
 
 Model = Annotated[
@@ -47,6 +51,47 @@ MicroBatch = Annotated[
 Checkpointing = Annotated[
     bool, typer.Option("--gradient-checkpointing", help="Less memory for a third more computing.")
 ]
+Compiled = Annotated[
+    bool,
+    typer.Option("--compile", help="Compile the blocks: no gain on two CPU cores, where it needs a C++ compiler."),
+]
+Patience = Annotated[int, typer.Option(help="Stop after this many evaluations without a better one; 0: never.")]
+TimeLimit = Annotated[
+    str | None, typer.Option(help="Stop after so long, such as 30m or 8h; --resume goes on for as long again.")
+]
+Keep = Annotated[int, typer.Option(help="How many of the last saved states to keep.")]
+Spike = Annotated[
+    float, typer.Option(help="Stop at a loss so many nats above the mean of the 20 before it; 0: at none.")
+]
+SkipBadSteps = Annotated[
+    int, typer.Option(help="How many steps in a row may be passed over for such a loss, or one that is no number.")
+]
+TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Write the metrics for TensorBoard, too.")]
+
+
+def seconds_of(text: str | None) -> float | None:
+    """What "90", "90s", "30m" or "1.5h" means in seconds. Raises ValueError if it means nothing."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", text)
+    if not found or float(found[1]) == 0:
+        raise ValueError(f"{text!r} is no time; write it like 90s, 30m or 8h.")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+@contextmanager
+def told_metrics(out: Path, tensorboard: bool) -> Iterator[Callable[[Mapping[str, object]], None]]:
+    """What is to see each row of the metrics; in the end, or after Ctrl-C, `training.png` is drawn of all of them."""
+    from minipeft.metrics import draw_metrics, tensorboard_writer
+    from minipeft.training_state import TrainingDiverged
+
+    with tensorboard_writer(out) if tensorboard else nullcontext(lambda row: None) as watch:
+        try:
+            yield watch
+        except (KeyboardInterrupt, TrainingDiverged):
+            draw_metrics(out)
+            raise
+    draw_metrics(out)
 
 
 def rows_or_word(micro_batch: str) -> int | str:

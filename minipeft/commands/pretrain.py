@@ -1,5 +1,7 @@
 """`minipeft pretrain`: a GPT-2 from nothing."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -8,70 +10,139 @@ from rich.console import Console
 
 from minipeft.commands.options import (
     Checkpointing,
+    Compiled,
     Device,
     Dtype,
+    Keep,
     MicroBatch,
     Overwrite,
+    Patience,
     Resume,
     Seed,
+    SkipBadSteps,
+    Spike,
+    TensorBoard,
+    TimeLimit,
     check_out,
     rows_or_word,
+    seconds_of,
     stopped,
+    told_metrics,
 )
 
 
 def pretrain(
-    data: Annotated[list[Path], typer.Option(help="A text file, or a folder of them; may be given several times.")],
+    data: Annotated[
+        list[Path],
+        typer.Option(help="A text file, a folder of them, or tinyshakespeare; may be given several times."),
+    ],
     out: Annotated[Path, typer.Option(help="The folder for the model.")],
+    recipe: Annotated[
+        Path | None, typer.Option(help="A TOML file of options, such as recipes/tinyshakespeare.toml.")
+    ] = None,
     config: Annotated[
-        str, typer.Option(help="The model's shape: nano, gpt2, gpt2-medium, gpt2-large, gpt2-xl.")
+        str,
+        typer.Option(help="The model's shape: pico, nano, micro, gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2."),
     ] = "nano",
+    window: Annotated[
+        int | None, typer.Option(help="Tokens of a training text; without it the model's positions.")
+    ] = None,
+    dropout: Annotated[float, typer.Option(help="Share of numbers that are dropped while training.")] = 0.0,
+    held_out: Annotated[float, typer.Option(help="Percent of the text that is held out to measure on.")] = 1.0,
     steps: Annotated[int, typer.Option(help="Training steps.")] = 4600,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
-    batch_size: Annotated[int, typer.Option(help="Windows of n_positions tokens a step.")] = 16,
+    warmup: Annotated[float, typer.Option(help="Share of the steps in which the rate rises.")] = 0.03,
+    schedule: Annotated[
+        str, typer.Option(help="How the rate falls: cosine, linear, or wsd: level, then down for the last fifth.")
+    ] = "cosine",
+    weight_decay: Annotated[float, typer.Option(help="Of matrices; vectors have none.")] = 0.1,
+    batch_size: Annotated[int, typer.Option(help="Windows a step.")] = 16,
     eval_every: Annotated[int, typer.Option(help="Steps between evaluations on the held-out text.")] = 500,
+    patience: Patience = 0,
+    sample: Annotated[
+        str, typer.Option(help='What the model is asked to continue at each evaluation; "" for nothing.')
+    ] = "Once upon a time",
     dtype: Annotated[
-        Dtype, typer.Option(help="bfloat16 computes in mixed precision; the weights stay fp32.")
+        Dtype, typer.Option(help="bfloat16 and float16 compute in mixed precision; the weights stay fp32.")
     ] = Dtype.float32,
     micro_batch: MicroBatch = "whole",
     gradient_checkpointing: Checkpointing = False,
+    compile: Compiled = False,
     device: Device = "auto",
     seed: Seed = 0,
+    time_limit: TimeLimit = None,
+    keep: Keep = 2,
+    spike: Spike = 2.0,
+    skip_bad_steps: SkipBadSteps = 0,
+    tensorboard: TensorBoard = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Train a GPT-2 from nothing on plain text files.
 
-    Example:
+    Examples:
 
     `minipeft pretrain --data texts/ --config nano --steps 2000 --out runs/mine`
+
+    `minipeft pretrain --recipe recipes/tinyshakespeare.toml --out runs/shakespeare`
+
+    `minipeft pretrain --recipe recipes/gpt2-small-laptop.toml --data texts/ --time-limit 8h --out runs/small`
     """
+    import torch
+
     from minipeft.devices import choose_device
-    from minipeft.pretrain import CONFIGS, PRETRAINING
+    from minipeft.pretrain import CONFIGS, PRETRAINING, PretrainConfig
     from minipeft.pretrain import pretrain as run
     from minipeft.training_state import TrainConfig
 
     if config not in CONFIGS:
         raise ValueError(f"config is {config!r}; it can be {', '.join(CONFIGS)}.")
-    settings = TrainConfig(steps, lr, batch_size, eval_every=eval_every, seed=seed, **PRETRAINING)
-    files = [file for path in data for file in (sorted(path.glob("*.txt")) if path.is_dir() else [path])]
-    if not files:
-        raise FileNotFoundError(f"there are no .txt files in {', '.join(map(str, data))}.")
+    how = PretrainConfig(
+        replace(CONFIGS[config], dropout=dropout),
+        window=window,
+        dtype=getattr(torch, dtype.value),
+        held_out=held_out,
+        micro_batch=rows_or_word(micro_batch),
+        checkpointing=gradient_checkpointing,
+        compiled=compile,
+        sample=sample,
+    )
+    settings = TrainConfig(
+        steps,
+        lr,
+        batch_size,
+        eval_every=eval_every,
+        patience=patience,
+        seed=seed,
+        time_limit=seconds_of(time_limit),
+        keep=keep,
+        spike=spike or None,
+        skip_bad_steps=skip_bad_steps,
+        **{**PRETRAINING, "schedule": schedule, "warmup": warmup, "weight_decay": weight_decay},
+    )
+    files = _text_files(data)
     check_out(out, resume, overwrite)
     try:
-        model = run(
-            files,
-            CONFIGS[config],
-            settings,
-            out,
-            resume=resume,
-            device=choose_device(device),
-            bfloat16=dtype is Dtype.bfloat16,
-            micro_batch=rows_or_word(micro_batch),
-            checkpointing=gradient_checkpointing,
-        )
+        with told_metrics(out, tensorboard) as watch:
+            model = run(files, how, settings, out, resume=resume, device=choose_device(device), watch=watch)
     except KeyboardInterrupt:
         stopped(out)
     Console().print(
-        f"{model.num_parameters():,} parameters; the model and its report.json are in {out}.", highlight=False
+        f"{model.num_parameters():,} parameters; the model, its report.json and training.png are in {out}.",
+        highlight=False,
     )
+
+
+def _text_files(data: Sequence[Path]) -> list[Path]:
+    """What `--data` names: files, the .txt files of folders, or a text that is brought by name."""
+    from minipeft.zero_shot.tasks import SOURCES
+
+    files: list[Path] = []
+    for path in data:
+        if str(path) == "tinyshakespeare" and not path.exists():
+            files.append(SOURCES["tinyshakespeare"].find("tinyshakespeare", print))
+        else:
+            files += sorted(path.glob("*.txt")) if path.is_dir() else [path]
+    if not files:
+        raise FileNotFoundError(f"there are no .txt files in {', '.join(map(str, data))}.")
+    return files

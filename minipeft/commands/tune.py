@@ -9,24 +9,33 @@ from rich.console import Console
 from minipeft.commands.method_options import Length, Reparam, Settings, choose_methods
 from minipeft.commands.options import (
     Checkpointing,
+    Compiled,
     Data,
     Device,
     Dtype,
     Input,
+    Keep,
     Kind,
     MicroBatch,
     Model,
     Overwrite,
+    Patience,
     Resume,
     Seed,
+    SkipBadSteps,
+    Spike,
     Target,
     TaskName,
+    TensorBoard,
+    TimeLimit,
     Truncate,
     check_out,
     choose_task,
     load_model,
     rows_or_word,
+    seconds_of,
     stopped,
+    told_metrics,
 )
 
 if TYPE_CHECKING:
@@ -57,19 +66,21 @@ def tune(
     lr: Annotated[float | None, typer.Option(help="Learning rate; default: the best of the method's sweep.")] = None,
     batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 8,
     eval_every: Annotated[int, typer.Option(help="Steps between evaluations on the dev split.")] = 100,
-    patience: Annotated[int, typer.Option(help="Stop after this many evaluations without a better one; 0: never.")] = 0,
+    patience: Patience = 0,
     dtype: Annotated[
         Dtype, typer.Option(help="Type of the frozen base; of full finetuning: of its activations.")
     ] = Dtype.float32,
     micro_batch: MicroBatch = "whole",
     gradient_checkpointing: Checkpointing = False,
-    compile: Annotated[
-        bool,
-        typer.Option("--compile", help="Compile the blocks: no gain on two CPU cores, where it needs a C++ compiler."),
-    ] = False,
+    compile: Compiled = False,
     device: Device = "auto",
     seed: Seed = 0,
     truncate: Truncate = False,
+    time_limit: TimeLimit = None,
+    keep: Keep = 1,
+    spike: Spike = 0.0,
+    skip_bad_steps: SkipBadSteps = 0,
+    tensorboard: TensorBoard = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -107,9 +118,14 @@ def tune(
         seed=seed,
         truncate=truncate,
         micro_batch=rows_or_word(micro_batch),
+        time_limit=seconds_of(time_limit),
+        keep=keep,
+        spike=spike or None,
+        skip_bad_steps=skip_bad_steps,
     )
     try:
-        tuned, result = run(base, chosen, what, config, out, resume=resume)
+        with told_metrics(out, tensorboard) as watch:
+            tuned, result = run(base, chosen, what, config, out, resume=resume, watch=watch)
     except KeyboardInterrupt:
         stopped(out)
     Console().print(
