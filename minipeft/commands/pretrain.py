@@ -130,6 +130,7 @@ def pretrain(
     Console().print(
         f"{model.num_parameters():,} parameters; the model, its report.json and training.png are in {out}.",
         highlight=False,
+        soft_wrap=True,
     )
 
 
