@@ -11,18 +11,18 @@ Ratios above 1 are in our favour. `of peak` is the share of the matrix rate of t
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from resident import resident
+from steps import measured
 from train import matrix_peak
 
-ROWS, WARM_UP = 4, 2
+ROWS = 4
 
 
 def main() -> None:
@@ -116,25 +116,8 @@ def measure(who: str, folder: str, window: int, dtype: str, steps: int, compiled
         def loss_of(tokens: Any) -> Any:
             return model.loss(tokens, tokens)
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    Path("/proc/self/clear_refs").write_text("5")  # the highest resident set counts from here
-    seconds, losses = [], []
-    for tokens in batches:
-        start = time.perf_counter()
-        loss = loss_of(tokens)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.item())
-        del loss
-        seconds.append(time.perf_counter() - start)
-    return {
-        "seconds": statistics.median(seconds[WARM_UP:]),
-        "memory": resident("VmHWM") - before,
-        "losses": losses,
-        "flops": model_flops(mp.GPT2Config(), ROWS * window, ROWS * (window - 1)),
-    }
+    steps_taken = measured([partial(loss_of, tokens) for tokens in batches], list(model.parameters()), before, clip=1.0)
+    return {**steps_taken, "flops": model_flops(mp.GPT2Config(), ROWS * window, ROWS * (window - 1))}
 
 
 if __name__ == "__main__":

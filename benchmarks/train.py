@@ -24,10 +24,12 @@ import sys
 import tempfile
 import time
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from resident import resident
+from steps import measured
 
 METHODS = ("soft_prompt", "prefix", "prefix_mlp", "lora", "full")
 CASES = ("ragged-8", "e2e-8", "e2e-16", "length-64 … length-1004")
@@ -36,7 +38,6 @@ TOKENS = 1024
 DTYPES = ("float32", "bfloat16")
 SHAPES = {"small": {}, "medium": {"n_layer": 24, "n_head": 16, "n_embd": 1024}}
 PROMPT, MLP, RANK = 20, 512, 8
-WARM_UP = 2
 EOT = 50256
 E2E = Path(__file__).parents[2] / "shared" / "data" / "e2e_nlg" / "e2e-dataset.zip"
 
@@ -189,22 +190,9 @@ def measure(
     before = resident("VmRSS")
     make = theirs if who == "theirs" else ours
     parameters, loss_of = make(Path(folder), method, getattr(torch, dtype), SHAPES[shape], switches)
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
-    Path("/proc/self/clear_refs").write_text("5")  # the highest resident set counts from here
-    seconds, losses = [], []
-    for batch in batches:
-        start = time.perf_counter()
-        loss = loss_of(batch.tokens, batch.labels, batch.attention_mask.long())
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.item())
-        del loss
-        seconds.append(time.perf_counter() - start)
+    losses = [partial(loss_of, batch.tokens, batch.labels, batch.attention_mask.long()) for batch in batches]
     return {
-        "seconds": statistics.median(seconds[WARM_UP:]),
-        "memory": resident("VmHWM") - before,
-        "losses": losses,
+        **measured(losses, parameters, before),
         "tokens": statistics.mean(int(batch.attention_mask.sum()) for batch in batches),
         "labels": statistics.mean(int((batch.labels[:, 1:] != -100).sum()) for batch in batches),
     }
