@@ -14,6 +14,7 @@ from minipeft.commands.inspect import inspect
 from minipeft.commands.lessons import lessons
 from minipeft.commands.methods import methods
 from minipeft.commands.plan import plan
+from minipeft.commands.prepare import prepare
 from minipeft.commands.pretrain import pretrain
 from minipeft.commands.recipe import with_recipe
 from minipeft.commands.tune import tune
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(tune)
 app.command("eval")(evaluate)
+app.command()(prepare)
 app.command()(pretrain)
 app.command()(plan)
 app.command()(inspect)

@@ -36,14 +36,18 @@ def read_text(path: str | Path) -> str:
     data = path.read_bytes()
     if not data.strip():
         raise CorpusError(f"{path} is empty.")
+    return decode(path, data).removeprefix("\ufeff")  # some editors begin UTF-8 with a byte-order mark
+
+
+def decode(path: Path, data: bytes, start: int = 0) -> str:
+    """The text that a file holds from byte `start` on. Raises CorpusError with a sentence that names the file."""
     if b"\0" in data:
         raise CorpusError(f"{path} is not a text file (it holds NUL bytes).")
     try:
-        return data.decode("utf-8").removeprefix("\ufeff")  # some editors begin UTF-8 with a byte-order mark
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise CorpusError(
-            f"{path} is not UTF-8 (byte {error.start} is 0x{data[error.start]:02x}); save it as UTF-8 and try again."
-        ) from None
+        wrong = f"byte {start + error.start} is 0x{data[error.start]:02x}"
+        raise CorpusError(f"{path} is not UTF-8 ({wrong}); save it as UTF-8 and try again.") from None
 
 
 def documents(text: str) -> Iterator[str]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 MAX_JSON_BYTES = 10_000_000
+HASHED_AT_ONCE = 1 << 20
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 SAFETENSORS_TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
 SAFETENSORS_TYPES |= {torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}
@@ -89,12 +90,12 @@ def json_bytes(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
 
 
-def read_json(path: str | Path) -> dict[str, Any]:
+def read_json(path: str | Path, most_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """A JSON object. Raises FileNotFoundError, or CheckpointError if the file is anything else or absurdly long."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}.")
-    if path.stat().st_size > MAX_JSON_BYTES:
+    if path.stat().st_size > most_bytes:
         raise CheckpointError(f"{path} has {path.stat().st_size:,} bytes, far more than a settings file needs.")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -161,6 +162,15 @@ def open_safetensors(path: str | Path) -> Iterator[Any]:
         raise CheckpointError(
             f"{path} is no whole safetensors file ({error}); was a copy or download cut short?"
         ) from None
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file. Raises OSError if it cannot be read."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(HASHED_AT_ONCE):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def fingerprint(*arrays: Any) -> str:

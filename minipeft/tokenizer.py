@@ -5,7 +5,9 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import tiktoken
+from jaxtyping import UInt32
 
 VOCAB_FILE = Path(__file__).parent / "assets" / "vocab" / "vocab.bpe"
 VOCAB_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
@@ -62,6 +64,10 @@ class Tokenizer:
         """Token ids of each text, encoded in parallel."""
         return self._encoding.encode_ordinary_batch(list(texts))
 
+    def encode_to_array(self, text: str) -> UInt32[np.ndarray, "N"]:
+        """Token ids of `text`, without a Python number for each; other threads run meanwhile."""
+        return self._encoding.encode_to_numpy(text, disallowed_special=())
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; bytes that are no UTF-8 become U+FFFD. Raises ValueError on an id that there is not."""
         ids = [int(i) for i in ids]
@@ -73,6 +79,13 @@ class Tokenizer:
     def token_bytes(self, token: int) -> bytes:
         """The bytes of one token."""
         return self._encoding.decode_single_token_bytes(token)
+
+    def fingerprint(self) -> str:
+        """A short hash of the vocabulary and the pattern of words, to tell whether two tokenizers are the same."""
+        digest = hashlib.sha256(self._encoding._pat_str.encode("utf-8"))
+        for token in range(self.vocab_size):
+            digest.update(self.token_bytes(token) + b"\0%d" % token)
+        return digest.hexdigest()[:16]
 
     def __repr__(self) -> str:
         return f"Tokenizer({self._encoding.name!r}, vocab_size={self.vocab_size:,})"

@@ -23,13 +23,15 @@ from minipeft import cli
 from minipeft.commands.pretrain import pretrain
 from minipeft.commands.recipe import with_recipe
 from minipeft.config import GPT2Config
-from minipeft.corpus import is_held_out
+from minipeft.corpus import build_corpus, is_held_out
 from minipeft.files import json_bytes, read_json
 from minipeft.generate import Sampling
 from minipeft.gpt2 import GPT2
 from minipeft.methods import LoRA, SoftPrompt
 from minipeft.metrics import PICTURE_FILE
 from minipeft.pretrain import CONFIGS
+from minipeft.token_files import TokenFiles
+from minipeft.tokenizer import Tokenizer
 from minipeft.training_state import METRICS_FILE, STATE_FILE
 from minipeft.tuned import CONFIG_FILE, WEIGHTS_FILE, attach, load
 from tests.models import random_model
@@ -48,6 +50,7 @@ EVAL = f"{EVAL_NOTHING} --adapter {{inputs}}/adapter"
 PRETRAIN = (
     "pretrain --data {inputs}/texts.txt --config tiny --steps 5 --eval-every 2 --batch-size 2 --device cpu --out {out}"
 )
+PREPARE = "prepare {inputs}/texts.txt {inputs}/one.txt --vocab-size 512 --held-out 20 --out {out}"
 TWO_SLOTS = "{{text}} {{text}}"
 INSPECT = "inspect {inputs}/adapter --model {inputs}/model"
 
@@ -317,6 +320,22 @@ OTHER_MISTAKES = {
     "pretraining with a seed below zero": (f"{PRETRAIN} --seed -1", "seed"),
     "no pretraining to resume": (f"{PRETRAIN} --resume", "there is no interrupted run in"),
     "pretraining below a file": (f"{PRETRAIN} --out {{inputs}}/reviews.tsv/sub", "reviews.tsv/sub: Not a directory"),
+    "preparing for an unknown config": (
+        PREPARE.replace("--vocab-size 512", "--config micro"),
+        "config is 'micro'; it can be nano, gpt2",
+    ),
+    "preparing for two": (f"{PREPARE} --config nano", "--config and --vocab-size both say the vocabulary; give one"),
+    "preparing for no vocabulary": (f"{PREPARE} --vocab-size 99", "no GPT-2 vocabulary has 99 tokens"),
+    "preparing what is missing": (PREPARE.replace("one.txt", "nowhere.txt"), "there is no file"),
+    "preparing what is empty": (PREPARE.replace("one.txt", "empty.tsv"), "empty.tsv is empty."),
+    "preparing what is no UTF-8": (PREPARE.replace("one.txt", "latin1.tsv"), "latin1.tsv is not UTF-8 (byte 14 is"),
+    "preparing what is no text": (
+        PREPARE.replace("one.txt", "model/model.safetensors"),
+        "safetensors is not a text file",
+    ),
+    "preparing a folder without texts": ("prepare {inputs}/nothing --out {out}", "there are no .txt files in"),
+    "preparing to hold out all": (f"{PREPARE} --held-out 100", "must be at least 0 and less than 100 percent"),
+    "preparing below a file": (f"{PREPARE} --out {{inputs}}/reviews.tsv/sub", "reviews.tsv/sub: Not a directory"),
     "inspecting nothing": ("inspect {inputs}/nothing", "there is no file"),
     "inspecting nowhere": ("inspect nowhere", "nowhere is neither a folder nor"),
     "inspecting a wrong width": (f"{INSPECT.replace('adapter', 'wide_adapter')}", "was made for another model"),
@@ -732,6 +751,45 @@ def test_a_pretrained_model_can_be_used(run: Run) -> None:
     assert f"{model.num_parameters():,} parameters;" in pretrained.out
     assert assert_done(run(GENERATE, "--model {out}")).out.startswith("The end")
     assert_done(run("inspect {out}"))
+
+
+def test_prepared_tokens_are_those_of_the_corpus(run: Run, inputs: Path) -> None:
+    prepared = assert_done(run(PREPARE))
+    made = TokenFiles.open(prepared.folder)
+    expected = build_corpus([inputs / "texts.txt", inputs / "one.txt"], Tokenizer.for_vocab_size(512), 20.0)
+    assert made.train[:].tolist() == expected.train.tolist()
+    assert list(made.held_out) == list(expected.held_out)
+    held_out = sum(map(len, expected.held_out.values()))
+    assert re.search(r"^[\d,]+ tokens in [\d.]+ s: [\d,]+ a second\.$", prepared.out, re.MULTILINE)
+    assert f"{len(expected.train):,} tokens to train on and {held_out:,} held out are in" in prepared.out
+
+
+def test_a_finished_preparation_is_used_again_and_another_is_not_written_over_unasked(run: Run) -> None:
+    before = assert_done(run(PREPARE)).files()
+    again = assert_done(run(PREPARE))
+    assert "Nothing has changed since these tokens were made" in again.out
+    outcome = run(PREPARE, "--held-out 2")
+    assert_refused(outcome, "made otherwise (held_out_percent was 20.0, is 2.0); use another --out, or start anew with")
+    assert again.files() == outcome.files() == before
+    assert assert_done(run(PREPARE, "--held-out 2 --overwrite")).files() != before
+
+
+def test_an_interrupted_preparation_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("minipeft.token_files.prepare.encode", interrupted)
+        outcome = run(PREPARE)
+    assert (outcome.code, outcome.out) == (130, "")
+    assert outcome.err == "minipeft: stopped; what is done is kept, and the same command goes on from there.\n"
+    assert_done(run(PREPARE))
+
+
+def test_texts_are_prepared_for_nano_unless_told_otherwise(run: Run) -> None:
+    for options, size in (("", 8257), ("--config nano", 8257), ("--config gpt2 --overwrite", 50257)):
+        prepared = assert_done(run("prepare {inputs}/one.txt --out {out}", options))
+        assert TokenFiles.open(prepared.folder).vocab_size == size
 
 
 def test_pretraining_reads_every_text_file_of_a_folder(run: Run, inputs: Path) -> None:

@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -193,3 +194,16 @@ print(Tokenizer.gpt2().encode({KARPATHY!r}))
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == KARPATHY_IDS
+
+
+def test_an_array_holds_the_ids_of_the_list(gpt2: Tokenizer, small: Tokenizer) -> None:
+    for tok in (gpt2, small):
+        for string in ("", *varied_strings(300)):
+            found = tok.encode_to_array(string)
+            assert (found.dtype, found.tolist()) == (np.uint32, tok.encode(string))
+
+
+def test_the_fingerprint_tells_tokenizers_apart(gpt2: Tokenizer, small: Tokenizer) -> None:
+    others = [gpt2, small, Tokenizer.gpt2(7_999), Tokenizer.gpt2(0)]
+    assert len({tok.fingerprint() for tok in others}) == len(others)
+    assert Tokenizer.gpt2(8_000).fingerprint() == small.fingerprint()

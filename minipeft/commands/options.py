@@ -99,6 +99,14 @@ def rows_or_word(micro_batch: str) -> int | str:
     return int(micro_batch) if micro_batch.isdigit() else micro_batch
 
 
+def text_files(paths: list[Path]) -> list[Path]:
+    """The text files that are named, and those in the folders that are. Raises FileNotFoundError if there are none."""
+    files = [file for path in paths for file in (sorted(path.glob("*.txt")) if path.is_dir() else [path])]
+    if not files:
+        raise FileNotFoundError(f"there are no .txt files in {', '.join(map(str, paths))}.")
+    return files
+
+
 def shape_of(model: str) -> "GPT2Config":
     """The shape of a model that is named like a public one, ships, or lies in a folder; no weights are read."""
     from minipeft.checkpoint import SHIPPED

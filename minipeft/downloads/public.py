@@ -1,6 +1,5 @@
 """The public GPT-2 weights: their names, shapes, addresses and fingerprints, and where they are on this machine."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +7,6 @@ from minipeft.config import GPT2Config
 from minipeft.files import CheckpointError
 
 WEIGHTS_FILE = "model.safetensors"
-HASHED_AT_ONCE = 1 << 20
 
 
 class DamagedFile(CheckpointError):
@@ -61,12 +59,3 @@ PUBLIC = {
     "gpt2-xl": PublicModel("openai-community/gpt2-xl", GPT2Config(n_layer=48, n_head=25, n_embd=1600)),
     "distilgpt2": PublicModel("distilbert/distilgpt2", GPT2Config(n_layer=6)),
 }
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file. Raises OSError if it cannot be read."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(HASHED_AT_ONCE):
-            digest.update(block)
-    return digest.hexdigest()

@@ -17,9 +17,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from minipeft.downloads.failures import Advice, DownloadError, explained
-from minipeft.downloads.public import HASHED_AT_ONCE, PUBLIC, WEIGHTS_FILE, DamagedFile, PublicModel, sha256_of
+from minipeft.downloads.public import PUBLIC, WEIGHTS_FILE, DamagedFile, PublicModel
 from minipeft.downloads.transfer import Remote, Say, file_size, look_up, pinned, stream, trying
-from minipeft.files import CheckpointError, write_json
+from minipeft.files import HASHED_AT_ONCE, CheckpointError, sha256_of, write_json
 from minipeft.formats.hub import CONFIG_FILE, config_json, read_config
 from minipeft.progress import bytes_bar
 

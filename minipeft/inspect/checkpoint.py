@@ -11,7 +11,7 @@ from rich.table import Table
 from minipeft.checkpoint import HEAD, MASK_BUFFER, PREFIX, SHIPPED
 from minipeft.config import GPT2Config
 from minipeft.downloads import PUBLIC
-from minipeft.downloads.public import sha256_of
+from minipeft.files import sha256_of
 from minipeft.formats.hub import CONFIG_FILE, WEIGHTS_FILE, read_config
 from minipeft.formats.stored import Stored, Weights
 
