@@ -13,18 +13,21 @@ from torch import Tensor
 
 from minipeft.batches import MicroBatches, ShuffledStream
 from minipeft.config import GPT2Config
-from minipeft.corpus import HELD_OUT_PERCENT, Corpus, CorpusError, build_corpus
+from minipeft.corpus import HELD_OUT_PERCENT, Corpus, CorpusError
 from minipeft.downloads import PUBLIC
-from minipeft.files import fingerprint, write_json
+from minipeft.files import write_json
 from minipeft.generate import Sampling, generate
 from minipeft.gpt2 import GPT2
 from minipeft.plan import check_micro_batch, measure_rates, model_flops, rows_at_once
 from minipeft.rehearsal import Work
+from minipeft.token_files import Shards, TokenFiles, is_prepared, prepare_tokens
 from minipeft.tokenizer import Tokenizer
 from minipeft.train import train
 from minipeft.training_state import TrainConfig
 
 REPORT_FILE = "report.json"
+TOKENS_FOLDER = "tokens"
+"""In the folder of a run: what its texts were made into."""
 CONFIGS = {
     "pico": GPT2Config(n_layer=4, n_head=4, n_embd=128, n_positions=256, vocab_size=8257),
     "nano": GPT2Config(n_layer=6, n_head=6, n_embd=192, n_positions=256, vocab_size=8257),
@@ -41,32 +44,6 @@ PRETRAINING: dict[str, Any] = {
     "weight_decay": 0.1,
 }
 """Settings of `TrainConfig` that pretraining uses and tuning does not. Source: Brown et al. 2020, appendix B."""
-
-
-class TokenWindows:
-    """Batches of T neighbouring tokens: every epoch cuts the stream at another offset, in another order.
-
-    `windows(step)` is the batch [B, T] of that step, whatever was asked before.
-    Raises CorpusError if the tokens do not fill one batch.
-    """
-
-    def __init__(self, tokens: np.ndarray, length: int, batch_size: int, seed: int) -> None:
-        n = len(tokens) // length - 1
-        if n < batch_size:
-            raise CorpusError(
-                f"{len(tokens):,} tokens are too few for a batch of {batch_size} × {length}; "
-                f"bring more text or lower --batch-size."
-            )
-        self.tokens, self.length, self.batch_size, self.seed = tokens, length, batch_size, seed
-        self.order = ShuffledStream(n, seed)
-
-    def __call__(self, step: int) -> Int[Tensor, "B T"]:
-        starts = [i * self.length + self._offset(epoch) for epoch, i in self.order.batch(step, self.batch_size)]
-        rows = [self.tokens[start : start + self.length].astype(np.int64) for start in starts]
-        return torch.from_numpy(np.stack(rows))
-
-    def _offset(self, epoch: int) -> int:
-        return int(np.random.default_rng((self.seed, epoch, 1)).integers(self.length))
 
 
 @dataclass(frozen=True)
@@ -104,6 +81,49 @@ class PretrainConfig:
         return {"model": asdict(self.model), "window": self.length, "dtype": str(self.dtype).removeprefix("torch.")}
 
 
+def tokens_of(files: Sequence[str | Path], how: PretrainConfig, folder: Path, overwrite: bool = False) -> TokenFiles:
+    """The tokens of these texts, made in `folder` unless they are there, or those of the one folder that was named.
+
+    Raises ValueError if that one's are of another vocabulary, and what `prepare_tokens` and `TokenFiles.open` raise.
+    """
+    tokenizer = Tokenizer.for_vocab_size(how.model.vocab_size)
+    if len(files) != 1 or not is_prepared(files[0]):
+        return prepare_tokens(files, tokenizer, folder, how.held_out, overwrite=overwrite)
+    tokens = TokenFiles.open(files[0])
+    if tokens.tokenizer != tokenizer.fingerprint():
+        raise ValueError(
+            f"{files[0]} holds tokens of a vocabulary of {tokens.vocab_size:,}, but this model's has "
+            f"{tokenizer.vocab_size:,}; prepare the text with --vocab-size {tokenizer.vocab_size}."
+        )
+    return tokens
+
+
+class TokenWindows:
+    """Batches of T neighbouring tokens: every epoch cuts the stream at another offset, in another order.
+
+    `windows(step)` is the batch [B, T] of that step, whatever was asked before.
+    Raises CorpusError if the tokens do not fill one batch.
+    """
+
+    def __init__(self, tokens: np.ndarray | Shards, length: int, batch_size: int, seed: int) -> None:
+        n = len(tokens) // length - 1
+        if n < batch_size:
+            raise CorpusError(
+                f"{len(tokens):,} tokens are too few for a batch of {batch_size} × {length}; "
+                f"bring more text or lower --batch-size."
+            )
+        self.tokens, self.length, self.batch_size, self.seed = tokens, length, batch_size, seed
+        self.order = ShuffledStream(n, seed)
+
+    def __call__(self, step: int) -> Int[Tensor, "B T"]:
+        starts = [i * self.length + self._offset(epoch) for epoch, i in self.order.batch(step, self.batch_size)]
+        rows = [self.tokens[start : start + self.length].astype(np.int64) for start in starts]
+        return torch.from_numpy(np.stack(rows))
+
+    def _offset(self, epoch: int) -> int:
+        return int(np.random.default_rng((self.seed, epoch, 1)).integers(self.length))
+
+
 def pretrain(
     files: Sequence[str | Path],
     how: PretrainConfig,
@@ -111,16 +131,18 @@ def pretrain(
     out: str | Path,
     *,
     resume: bool = False,
+    overwrite: bool = False,
     device: torch.device | str = "cpu",
     watch: Callable[[Mapping[str, object]], None] = lambda row: None,
 ) -> GPT2:
     """Train a new GPT-2 on text files and write it to `out` with `report.json`; the best evaluation is kept.
 
+    `files`: texts, whose tokens are made in `out`, or one folder of tokens that `minipeft prepare` made; `overwrite`
+    lets go of tokens of other texts there.
     Raises FileNotFoundError or CorpusError on files that cannot be used, and what `train` raises.
     """
     settings = replace(settings, scaled=how.dtype == torch.float16)
-    tokenizer = Tokenizer.for_vocab_size(how.model.vocab_size)
-    corpus = build_corpus(files, tokenizer, how.held_out)
+    corpus = tokens_of(files, how, Path(out) / TOKENS_FOLDER, overwrite)
     model = GPT2(how.model, seed=settings.seed).to(device).train()
     model.use_activations(None if how.dtype == torch.float32 else how.dtype)
     model.use_kernels().use_checkpointing(how.checkpointing)
@@ -150,7 +172,7 @@ def pretrain(
         out,
         evaluate=evaluate if corpus.held_out else None,
         resume=resume,
-        setting={**how.told(), "tokens": fingerprint(corpus.train)},
+        setting={**how.told(), "tokens": corpus.train.fingerprint},
         label="pretrain",
         use_less_memory=micro.use_fewer,
         pace=_pace(model, settings.batch_size, how.length),
@@ -207,7 +229,7 @@ class Perplexities:
 
 
 @torch.no_grad()
-def perplexities(model: GPT2, corpus: Corpus) -> Perplexities:
+def perplexities(model: GPT2, corpus: Corpus | TokenFiles) -> Perplexities:
     """What `model` makes of the held-out text, in neighbouring windows of n_positions."""
     was_training = model.training
     model.eval()
@@ -226,9 +248,11 @@ def perplexities(model: GPT2, corpus: Corpus) -> Perplexities:
     return Perplexities(overall, {source: _exp(losses[source] / counts[source]) for source in counts})
 
 
-def unigram_perplexities(corpus: Corpus, vocab_size: int) -> Perplexities:
+def unigram_perplexities(corpus: Corpus | TokenFiles, vocab_size: int) -> Perplexities:
     """What knowing only how often each token occurs in the training text gives (add-one smoothing)."""
-    occurrences = np.bincount(corpus.train, minlength=vocab_size) + 1.0
+    train = corpus.train
+    counts = train.counts(vocab_size) if isinstance(train, Shards) else np.bincount(train, minlength=vocab_size)
+    occurrences = counts + 1.0
     cost = -np.log(occurrences / occurrences.sum())
     by_source = {source: math.exp(cost[tokens].mean()) for source, tokens in corpus.held_out.items()}
     everything = np.concatenate([*corpus.held_out.values()]) if corpus.held_out else np.zeros(0, int)

@@ -29,7 +29,7 @@ from minipeft.generate import Sampling
 from minipeft.gpt2 import GPT2
 from minipeft.methods import LoRA, SoftPrompt
 from minipeft.metrics import PICTURE_FILE
-from minipeft.pretrain import CONFIGS
+from minipeft.pretrain import CONFIGS, TOKENS_FOLDER
 from minipeft.token_files import TokenFiles
 from minipeft.tokenizer import Tokenizer
 from minipeft.training_state import METRICS_FILE, STATE_FILE
@@ -65,8 +65,9 @@ class Outcome:
     folder: Path
 
     def files(self) -> dict[str, bytes]:
-        """Everything in the folder."""
-        return {path.name: path.read_bytes() for path in self.folder.rglob("*") if path.is_file()}
+        """Everything in the folder, but for the tokens that its texts were made into."""
+        found = (path for path in self.folder.rglob("*") if path.is_file() and path.parent.name != TOKENS_FOLDER)
+        return {path.name: path.read_bytes() for path in found}
 
 
 Run = Callable[..., Outcome]
@@ -321,8 +322,8 @@ OTHER_MISTAKES = {
     "no pretraining to resume": (f"{PRETRAIN} --resume", "there is no interrupted run in"),
     "pretraining below a file": (f"{PRETRAIN} --out {{inputs}}/reviews.tsv/sub", "reviews.tsv/sub: Not a directory"),
     "preparing for an unknown config": (
-        PREPARE.replace("--vocab-size 512", "--config micro"),
-        "config is 'micro'; it can be nano, gpt2",
+        PREPARE.replace("--vocab-size 512", "--config giga"),
+        "config is 'giga'; it can be pico, nano, micro, gpt2",
     ),
     "preparing for two": (f"{PREPARE} --config nano", "--config and --vocab-size both say the vocabulary; give one"),
     "preparing for no vocabulary": (f"{PREPARE} --vocab-size 99", "no GPT-2 vocabulary has 99 tokens"),
@@ -439,7 +440,7 @@ def test_a_full_disk_ends_in_one_sentence_and_leaves_no_part_of_a_file(
 
     monkeypatch.setattr(os, "fsync", full)
     outcome = run(command)
-    assert_refused(outcome, f"{STATE_FILE}: No space left on device; nothing was changed")
+    assert_refused(outcome, ": No space left on device; nothing was changed")
     assert finished_files(outcome) == set()
 
 
@@ -747,6 +748,7 @@ def test_a_pretrained_model_can_be_used(run: Run) -> None:
     weights = {"config.json", "model.safetensors"}
     kept = "training_state-000000000.safetensors"
     assert set(pretrained.files()) == {*weights, STATE_FILE, kept, METRICS_FILE, PICTURE_FILE, "report.json"}
+    assert (pretrained.folder / TOKENS_FOLDER / "train-00000.bin").exists()
     model = GPT2.from_pretrained(pretrained.folder)
     assert f"{model.num_parameters():,} parameters;" in pretrained.out
     assert assert_done(run(GENERATE, "--model {out}")).out.startswith("The end")
@@ -790,6 +792,25 @@ def test_texts_are_prepared_for_nano_unless_told_otherwise(run: Run) -> None:
     for options, size in (("", 8257), ("--config nano", 8257), ("--config gpt2 --overwrite", 50257)):
         prepared = assert_done(run("prepare {inputs}/one.txt --out {out}", options))
         assert TokenFiles.open(prepared.folder).vocab_size == size
+
+
+def test_pretraining_from_prepared_tokens_is_pretraining_from_their_text(run: Run, tmp_path: Path) -> None:
+    words = "--vocab-size 512 --out"
+    assert_done(run(f"prepare {{inputs}}/texts.txt {words} {tmp_path}/tokens"))
+    from_text = assert_done(run(PRETRAIN)).files()
+    from_tokens = assert_done(run(PRETRAIN.replace("{inputs}/texts.txt", f"{tmp_path}/tokens"), "--overwrite")).files()
+    assert from_tokens["model.safetensors"] == from_text["model.safetensors"]
+    assert_done(run(f"prepare {{inputs}}/texts.txt --vocab-size 600 --out {tmp_path}/others"))
+    refused = run(PRETRAIN.replace("{inputs}/texts.txt", f"{tmp_path}/others"), "--overwrite")
+    assert_refused(refused, "holds tokens of a vocabulary of 600, but this model's has 512; prepare the text with")
+
+
+def test_pretraining_again_on_another_text_is_refused_unless_it_may_overwrite(run: Run, inputs: Path) -> None:
+    done = assert_done(run(PRETRAIN))
+    (done.folder / STATE_FILE).unlink()
+    other = PRETRAIN.replace("texts.txt", "short.txt --data {inputs}/texts.txt")
+    assert_refused(run(other), "holds tokens that were made otherwise (there were 1 texts, there are 2")
+    assert_done(run(other, "--overwrite"))
 
 
 def test_pretraining_reads_every_text_file_of_a_folder(run: Run, inputs: Path) -> None:

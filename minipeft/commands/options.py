@@ -100,8 +100,18 @@ def rows_or_word(micro_batch: str) -> int | str:
 
 
 def text_files(paths: list[Path]) -> list[Path]:
-    """The text files that are named, and those in the folders that are. Raises FileNotFoundError if there are none."""
-    files = [file for path in paths for file in (sorted(path.glob("*.txt")) if path.is_dir() else [path])]
+    """The text files that are named, those in folders, and what is brought by name: tinyshakespeare.
+
+    Raises FileNotFoundError if there are none.
+    """
+    from minipeft.zero_shot.tasks import SOURCES
+
+    files: list[Path] = []
+    for path in paths:
+        if str(path) == "tinyshakespeare" and not path.exists():
+            files.append(SOURCES["tinyshakespeare"].find("tinyshakespeare", print))
+        else:
+            files += sorted(path.glob("*.txt")) if path.is_dir() else [path]
     if not files:
         raise FileNotFoundError(f"there are no .txt files in {', '.join(map(str, paths))}.")
     return files

@@ -1,6 +1,5 @@
 """`minipeft pretrain`: a GPT-2 from nothing."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -27,6 +26,7 @@ from minipeft.commands.options import (
     rows_or_word,
     seconds_of,
     stopped,
+    text_files,
     told_metrics,
 )
 
@@ -34,7 +34,9 @@ from minipeft.commands.options import (
 def pretrain(
     data: Annotated[
         list[Path],
-        typer.Option(help="A text file, a folder of them, or tinyshakespeare; may be given several times."),
+        typer.Option(
+            help="A text file, a folder of them or of prepared tokens, or tinyshakespeare; may be given several times."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="The folder for the model.")],
     recipe: Annotated[
@@ -93,6 +95,7 @@ def pretrain(
     from minipeft.devices import choose_device
     from minipeft.pretrain import CONFIGS, PRETRAINING, PretrainConfig
     from minipeft.pretrain import pretrain as run
+    from minipeft.token_files import is_prepared
     from minipeft.training_state import TrainConfig
 
     if config not in CONFIGS:
@@ -120,11 +123,13 @@ def pretrain(
         skip_bad_steps=skip_bad_steps,
         **{**PRETRAINING, "schedule": schedule, "warmup": warmup, "weight_decay": weight_decay},
     )
-    files = _text_files(data)
+    files = data if len(data) == 1 and is_prepared(data[0]) else text_files(data)
     check_out(out, resume, overwrite)
     try:
         with told_metrics(out, tensorboard) as watch:
-            model = run(files, how, settings, out, resume=resume, device=choose_device(device), watch=watch)
+            model = run(
+                files, how, settings, out, resume=resume, overwrite=overwrite, device=choose_device(device), watch=watch
+            )
     except KeyboardInterrupt:
         stopped(out)
     Console().print(
@@ -132,18 +137,3 @@ def pretrain(
         highlight=False,
         soft_wrap=True,
     )
-
-
-def _text_files(data: Sequence[Path]) -> list[Path]:
-    """What `--data` names: files, the .txt files of folders, or a text that is brought by name."""
-    from minipeft.zero_shot.tasks import SOURCES
-
-    files: list[Path] = []
-    for path in data:
-        if str(path) == "tinyshakespeare" and not path.exists():
-            files.append(SOURCES["tinyshakespeare"].find("tinyshakespeare", print))
-        else:
-            files += sorted(path.glob("*.txt")) if path.is_dir() else [path]
-    if not files:
-        raise FileNotFoundError(f"there are no .txt files in {', '.join(map(str, data))}.")
-    return files

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int, UInt
 
 from minipeft.files import sha256_of
-from minipeft.token_files.record import ANEW, INDEX_FILE, TokenFilesError, read_record
+from minipeft.token_files.record import ANEW, INDEX_FILE, JOURNAL_FILE, TokenFilesError, read_record
 
 FILE_NAME = re.compile(r"(train-\d{5,}|held_out-[A-Za-z0-9._-]+)\.bin")
 COUNTED_AT_ONCE = 2**20
@@ -121,6 +121,11 @@ class TokenFiles:
             if sha256_of(self.folder / entry.file) != entry.sha256:
                 raise TokenFilesError(f"{self.folder / entry.file} is damaged (its SHA-256 differs); {ANEW}")
         self.train.counts(self.vocab_size)
+
+
+def is_prepared(path: str | Path) -> bool:
+    """Whether this is a folder of tokens, whole or not."""
+    return any((Path(path) / name).exists() for name in (INDEX_FILE, JOURNAL_FILE))
 
 
 def id_type(vocab_size: int) -> np.dtype:
