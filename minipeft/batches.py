@@ -74,10 +74,10 @@ class MicroBatches:
             raise ValueError(f"the micro-batch must be at least 1 row, got {most}.")
         self.most = most
 
-    def cut(self, rows: Rows) -> Iterator[Rows]:
-        """The batch in parts, one after another."""
-        for start in range(0, len(rows), self.most):
-            yield rows[start : start + self.most]
+    def cut(self, rows: Rows, processes: int = 1) -> Iterator[Rows]:
+        """The batch in parts, one after another, each of which so many processes take together."""
+        for start in range(0, len(rows), self.most * processes):
+            yield rows[start : start + self.most * processes]
 
     def use_fewer(self) -> bool:
         """Take half as many at once from here on, and say so; False where it was one alone."""

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -112,9 +112,13 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping
 
 
 def tensor_pieces(
-    tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None
+    tensors: Mapping[str, Tensor],
+    about: Mapping[str, str] | None = None,
+    numbers_of: Callable[[Tensor], Tensor] = torch.Tensor.detach,
 ) -> Iterator[bytes | memoryview]:
     """A safetensors file piece after piece: a header, then the numbers of each tensor; always the same for the same.
+
+    `numbers_of` is asked for each tensor's numbers when their turn comes.
 
     The library's own writer needs the whole file in memory once more, and shuffles the metadata.
     Source: the format's description, https://github.com/huggingface/safetensors#format.
@@ -130,7 +134,7 @@ def tensor_pieces(
     told += b" " * (-len(told) % 8)
     yield len(told).to_bytes(8, "little") + told
     for name in wide_first:
-        numbers = tensors[name].detach().cpu().contiguous().flatten()
+        numbers = numbers_of(tensors[name]).detach().cpu().contiguous().flatten()
         yield numbers.view(torch.uint8).numpy().data
 
 

@@ -109,10 +109,13 @@ def _told(asked: Work, plan: Plan) -> Iterator[str]:
         yield f"--micro-batch {plan.rows}"
 
 
-def rows_at_once(setting: int | str, work: Work, device: torch.device) -> int:
-    """What a `micro_batch` setting means for this work: a number, "whole", or "auto" for as many rows as fit."""
+def rows_at_once(setting: int | str, work: Work, device: torch.device, processes: int = 1) -> int:
+    """What a `micro_batch` setting means for this work: a number, "whole", or "auto" for as many rows as fit.
+
+    `processes` do such work on this machine; if on its CPU, they share its memory.
+    """
     if setting == "auto":
-        plan = fit(work, available_memory(device))
+        plan = fit(work, available_memory(device) // (processes if device.type == "cpu" else 1))
         if plan is None:
             print("minipeft: not even one row at a time is expected to fit; trying it.", file=sys.stderr)
         return 1 if plan is None else plan.rows

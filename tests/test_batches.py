@@ -75,5 +75,6 @@ def test_a_batch_is_cut_and_halved_until_a_row_is_alone(capsys: pytest.CaptureFi
     assert [(micro.use_fewer(), micro.most) for _ in range(4)] == [(True, 3), (True, 2), (True, 1), (False, 1)]
     assert "from here on 3 rows at a time" in capsys.readouterr().err
     assert [list(part) for part in MicroBatches(2).cut(range(5))] == [[0, 1], [2, 3], [4]]
+    assert [list(part) for part in MicroBatches(2).cut(range(5), processes=2)] == [[0, 1, 2, 3], [4]]
     with pytest.raises(ValueError, match="at least 1 row"):
         MicroBatches(0)

@@ -247,6 +247,21 @@ def test_equal_tensors_make_equal_files(tmp_path: Path) -> None:
     assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
 
 
+def test_numbers_are_asked_for_when_their_turn_comes() -> None:
+    """As tensors of several processes are: the header tells of all before the first is brought together."""
+    asked: list[float] = []
+
+    def doubled(tensor: torch.Tensor) -> torch.Tensor:
+        asked.append(float(tensor))
+        return 2 * tensor
+
+    pieces = files.tensor_pieces({"b": torch.tensor(3.0), "a": torch.tensor(5.0)}, numbers_of=doubled)
+    next(pieces)
+    assert not asked
+    assert np.frombuffer(next(pieces), dtype=np.float32) == 10
+    assert asked == [5.0]
+
+
 def test_what_we_write_is_what_the_library_reads(tmp_path: Path) -> None:
     """Tensors of every type, one number, none, transposed, a view into another; the largest are not copied."""
     draw = torch.Generator().manual_seed(0)

@@ -117,6 +117,10 @@ def test_a_setting_of_rows_is_understood(monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setattr("minipeft.plan.available_memory", lambda device: 1000)
     assert rows_at_once("auto", WORK, cpu) == 1
     assert "not even one row" in capsys.readouterr().err
+    of_one = needed_bytes(rehearse(replace(WORK, batch_size=1, accumulates=True)))
+    monkeypatch.setattr("minipeft.plan.available_memory", lambda device: 3 * of_one)
+    assert [rows_at_once("auto", WORK, cpu, processes) for processes in (1, 2, 4)] == [4, 4, 1]
+    assert "not even one row" in capsys.readouterr().err
 
 
 def test_gradients_of_earlier_parts_are_counted() -> None:
