@@ -11,9 +11,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from minipeft import sharding
 from minipeft.batches import MicroBatches, ShuffledStream
 from minipeft.config import GPT2Config
 from minipeft.corpus import HELD_OUT_PERCENT, Corpus, CorpusError
+from minipeft.distributed import ALONE, Team
 from minipeft.downloads import PUBLIC
 from minipeft.files import write_json
 from minipeft.generate import Sampling, generate
@@ -61,6 +63,8 @@ class PretrainConfig:
     """Windows at once, "whole": the batch, or "auto": as many as `minipeft.plan` says fit."""
     checkpointing: bool = False
     compiled: bool = False
+    shard: bool = False
+    """Whether the processes of a team share the weights, too; in the end the writer alone gets them back."""
     sample: str = ""
     """A text that the model continues at each evaluation, into the metrics."""
 
@@ -96,6 +100,28 @@ def tokens_of(files: Sequence[str | Path], how: PretrainConfig, folder: Path, ov
             f"{tokenizer.vocab_size:,}; prepare the text with --vocab-size {tokenizer.vocab_size}."
         )
     return tokens
+
+
+def _tokens_for_all(
+    team: Team, files: Sequence[str | Path], how: PretrainConfig, folder: Path, overwrite: bool
+) -> TokenFiles:
+    """`tokens_of`, made by one process on each machine and found by the others; first by the writer, as all machines
+    may share its folder.
+
+    Raises ValueError in a process whose texts are not the writer's.
+    """
+    if team.size == 1:
+        return tokens_of(files, how, folder, overwrite)
+    made = team.from_writer(lambda: tokens_of(files, how, folder, overwrite).train.fingerprint)
+
+    def tokens() -> TokenFiles:
+        there = is_prepared(folder) and TokenFiles.open(folder).train.fingerprint == made
+        return tokens_of([folder] if there else files, how, folder, overwrite)
+
+    found = team.first_here_first(tokens)
+    if found.train.fingerprint != made:
+        raise ValueError(f"process {team.rank} finds other texts in {', '.join(map(str, files))} than the writer does.")
+    return found
 
 
 class TokenWindows:
@@ -134,30 +160,36 @@ def pretrain(
     overwrite: bool = False,
     device: torch.device | str = "cpu",
     watch: Callable[[Mapping[str, object]], None] = lambda row: None,
+    team: Team = ALONE,
 ) -> GPT2:
     """Train a new GPT-2 on text files and write it to `out` with `report.json`; the best evaluation is kept.
 
     `files`: texts, whose tokens are made in `out`, or one folder of tokens that `minipeft prepare` made; `overwrite`
-    lets go of tokens of other texts there.
+    lets go of tokens of other texts there. The processes of a `team` share each batch.
     Raises FileNotFoundError or CorpusError on files that cannot be used, and what `train` raises.
     """
+    if how.shard:
+        sharding.check_team(team)
     settings = replace(settings, scaled=how.dtype == torch.float16)
-    corpus = tokens_of(files, how, Path(out) / TOKENS_FOLDER, overwrite)
-    model = GPT2(how.model, seed=settings.seed).to(device).train()
+    corpus = _tokens_for_all(team, files, how, Path(out) / TOKENS_FOLDER, overwrite)
+    model = GPT2(how.model, seed=settings.seed).to("cpu" if how.shard else device).train()
     model.use_activations(None if how.dtype == torch.float32 else how.dtype)
     model.use_kernels().use_checkpointing(how.checkpointing)
     if how.compiled:
         model.use_compile()
+    work = Work.of(model, None, team.most_rows(settings.batch_size), how.length, how.length - 1)
+    pace = _pace(model, settings.batch_size, how.length, team.size) if team.is_writer else str
+    if how.shard:
+        sharding.shard(model, team)
     untrained = perplexities(model, corpus)
     windows = TokenWindows(corpus.train, how.length, settings.batch_size, settings.seed)
-
-    work = Work.of(model, None, settings.batch_size, how.length, how.length - 1)
-    micro = MicroBatches(rows_at_once(how.micro_batch, work, model.device))
+    at_once = team.from_writer(lambda: rows_at_once(how.micro_batch, work, torch.device(device), team.local_size))
+    micro, loss = MicroBatches(at_once), team.loss_of(model.loss, model.parameters())
 
     def loss_at(step: int) -> Iterator[Tensor]:
-        whole = windows(step).to(device)
-        for part in micro.cut(whole):
-            yield len(part) / len(whole) * model.loss(part, part)
+        for share in team.shares(windows(step), micro, scored=len):
+            rows = share.rows.to(device)
+            yield share.weight * loss(rows, rows, last=share.last)
 
     def evaluate() -> dict[str, float | str]:
         measured = perplexities(model, corpus)
@@ -175,17 +207,20 @@ def pretrain(
         setting={**how.told(), "tokens": corpus.train.fingerprint},
         label="pretrain",
         use_less_memory=micro.use_fewer,
-        pace=_pace(model, settings.batch_size, how.length),
+        pace=pace,
         watch=watch,
+        team=team,
     )
-    model.eval().save_pretrained(out)
+    trained = sharding.in_one_piece(model.eval(), team) if how.shard else model.eval()
+    if team.is_writer:
+        trained.save_pretrained(out)
     measured = {
         "perplexity": asdict(perplexities(model, corpus)),
         "perplexity_unigram": asdict(unigram_perplexities(corpus, how.model.vocab_size)),
         "perplexity_untrained": asdict(untrained),
     }
     report = {
-        "parameters": model.num_parameters(),
+        "parameters": trained.num_parameters(),
         "corpus_tokens": len(corpus.train),
         "tokens_seen": result.step * settings.batch_size * how.length,
         "steps": result.step,
@@ -196,15 +231,16 @@ def pretrain(
         **({} if not corpus.held_out else measured),
         "settings": {**asdict(settings), **how.told()},
     }
-    write_json(Path(out) / REPORT_FILE, report)
-    return model
+    if team.is_writer:
+        write_json(Path(out) / REPORT_FILE, report)
+    return trained
 
 
-def _pace(model: GPT2, batch_size: int, length: int) -> Callable[[float], str]:
-    """So many seconds a step in tokens a second, and as a share of the products that this machine does (MFU)."""
+def _pace(model: GPT2, batch_size: int, length: int, processes: int) -> Callable[[float], str]:
+    """So many seconds a step in tokens a second, and as a share of the products that the processes could do (MFU)."""
     tokens = batch_size * length
     flops = model_flops(model.config, tokens, tokens)
-    most = measure_rates(model.config, model.activations or model.dtype, model.device).flops
+    most = processes * measure_rates(model.config, model.activations or model.dtype, model.device).flops
     return lambda seconds: f"{tokens / seconds:,.0f} tokens/s, {flops / seconds / most:.0%} MFU"
 
 

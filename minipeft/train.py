@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -14,6 +14,7 @@ from types import FrameType
 import torch
 from torch import Tensor, nn
 
+from minipeft.distributed import ALONE, SEEDS_APART, Team, own_part, whole
 from minipeft.kernels.allocator import keep_freed_memory, ran_out_of_memory
 from minipeft.progress import progress_bar
 from minipeft.training_state import TrainConfig, TrainingState, TrainResult
@@ -45,6 +46,7 @@ def train(
     use_less_memory: Callable[[], bool] | None = None,
     pace: Callable[[float], str] = "{:.2f} s a step".format,
     watch: Callable[[Mapping[str, object]], None] = lambda row: None,
+    team: Team = ALONE,
 ) -> TrainResult:
     """Train `parameters` in place with AdamW, leaving in them the tensors of the best evaluation (else the last step).
 
@@ -56,12 +58,16 @@ def train(
     A step that runs out of memory is done again as long as `use_less_memory()` could help; before the update, nothing
     of it was kept. `pace` tells in words what so many seconds a step mean, `watch` sees every row of the metrics.
 
+    In a `team` every process calls this with its own part of the loss (`Team.shares`, `Team.loss_of`); the writer alone
+    writes files and watches, and what it measures decides for all. The state can be resumed by any other team.
+
     Ctrl-C is held until the step in progress is whole; then the state is saved and KeyboardInterrupt goes on.
     Raises TrainingDiverged on a loss or gradient that is no number or a spike, if they are not to be passed over,
     OutOfMemory if a step does not fit, CheckpointError if the state in `out` cannot be resumed.
     """
-    run = TrainingState(parameters, config, Path(out), json.loads(json.dumps({**asdict(config), **(setting or {})})))
-    if resume and run.state_path.exists():
+    all_settings = json.loads(json.dumps({**asdict(config), **(setting or {})}))
+    run = TrainingState(parameters, config, Path(out), all_settings, team)
+    if resume and team.from_writer(run.state_path.exists):
         run.restore()
     else:
         run.start_anew()
@@ -70,8 +76,9 @@ def train(
     try:
         with _held_interrupts() as interrupted:
             _loop(run, loss_at, evaluate, label, interrupted, use_less_memory or (lambda: False), pace, watch)
-    except (KeyboardInterrupt, OutOfMemory):
-        run.save()
+    except (KeyboardInterrupt, OutOfMemory) as reason:
+        if team.size == 1 or isinstance(reason, KeyboardInterrupt):  # out of memory is one process, and the others wait
+            run.save()
         raise
     finally:
         torch.set_rng_state(random_state)
@@ -93,19 +100,25 @@ def _loop(
 ) -> None:
     result, started = run.result, time.monotonic()
     saved, before, first = started, started - result.seconds, result.step
-    with progress_bar(label, run.config.steps, result.step) as show:
+    bar = progress_bar(label, run.config.steps, result.step) if run.team.is_writer else nullcontext(lambda note: None)
+    with bar as show:
         while True:
             late = result.step > first and time.monotonic() - started > (run.config.time_limit or math.inf)
+            if run.config.time_limit is not None:
+                (late,) = run.team.any(late)
             if result.logged < result.step:
-                watch(_finish_step(run, evaluate, late))
+                row = _finish_step(run, evaluate, late)
+                if run.team.is_writer:
+                    watch(row)
                 seconds = (time.monotonic() - started) / max(1, result.step - first)
                 best = f", best {result.best_score:.3f}" if run.best else ""
                 show(f"loss {result.last_loss:.3f}{best}, {pace(seconds)}")
             if result.step == run.config.steps or result.stopped_early or late:
                 return
-            if interrupted:
+            stop, save = run.team.any(bool(interrupted), time.monotonic() - saved > run.config.save_seconds)
+            if stop:
                 raise KeyboardInterrupt
-            if time.monotonic() - saved > run.config.save_seconds:
+            if save:
                 run.save()
                 saved = time.monotonic()
             result.last_loss = _step(run, loss_at, result.step, use_less_memory)
@@ -118,7 +131,8 @@ def _step(run: TrainingState, loss_at: Losses, step: int, use_less_memory: Calla
     value = None
     scale = run.result.scale if run.config.scaled else 1.0
     while value is None:
-        torch.manual_seed(run.config.seed * 1_000_003 + step)  # dropout depends on the step alone
+        # What dropout draws depends on the step alone, and on which process draws it.
+        torch.manual_seed(run.config.seed * 1_000_003 + step + run.team.rank * SEEDS_APART)
         run.optimizer.zero_grad(set_to_none=True)
         try:
             value = _backward(loss_at(step), scale)
@@ -126,15 +140,18 @@ def _step(run: TrainingState, loss_at: Losses, step: int, use_less_memory: Calla
             if not ran_out_of_memory(error):
                 raise
             told = str(error).split(". ")[0]
+        if value is None and run.team.size > 1:  # the others wait for this process as it was
+            raise OutOfMemory(f"there is not enough memory for step {step + 1} ({told}); lower --micro-batch.")
         if value is None and not use_less_memory():  # here, where the failed step's tensors are gone
             run.optimizer.zero_grad(set_to_none=True)
             raise OutOfMemory(
                 f"there is not enough memory for step {step + 1} even with one row at a time ({told}); `minipeft "
                 "plan` says what would fit."
             )
+    value = run.team.sum(value)
     if run.config.scaled and math.isfinite(value) and not _unscale(run, scale):
         return value
-    norm = float(nn.utils.clip_grad_norm_(run.parameters.values(), run.config.clip or math.inf))
+    norm = float(whole(nn.utils.clip_grad_norm_(run.parameters.values(), run.config.clip or math.inf)))
     if wrong := run.wrong_with(value, norm):
         if not run.passes_over():
             raise run.diverged(wrong, step)
@@ -162,7 +179,8 @@ def _unscale(run: TrainingState, scale: float) -> bool:
     """
     result = run.result
     gradients = [p.grad for p in run.parameters.values() if p.grad is not None]
-    if not all(bool(torch.isfinite(gradient).all()) for gradient in gradients) and scale > 1:
+    (overflow,) = run.team.any(not all(bool(torch.isfinite(own_part(gradient)).all()) for gradient in gradients))
+    if overflow and scale > 1:
         result.scale, result.scale_held = scale / 2, 0
         return False
     for gradient in gradients:
@@ -182,7 +200,7 @@ def _finish_step(run: TrainingState, evaluate: Evaluation | None, last: bool) ->
         row["skipped"] = result.skipped
     due = last or result.step == config.steps or (config.eval_every and result.step % config.eval_every == 0)
     if evaluate and due:
-        measured = evaluate()
+        measured = run.team.broadcast(dict(evaluate()))
         numbers = {what: number for what, number in measured.items() if not isinstance(number, str)}
         for what, number in numbers.items():
             if not math.isfinite(number):

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minipeft.files import CheckpointError, check_keys, check_tensor, read_tensors, save_tensors
+from minipeft.distributed import ALONE, Team, is_sharded, whole
+from minipeft.files import CheckpointError, check_keys, check_tensor, read_tensors, tensor_pieces, write_atomically
 from minipeft.seeds import check_seed
 
 STATE_FILE = "training_state.safetensors"
@@ -129,9 +131,14 @@ class TrainingState:
     """The state of one run: everything that a resumed run needs, in one file."""
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], config: TrainConfig, out: Path, setting: dict[str, object]
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        config: TrainConfig,
+        out: Path,
+        setting: dict[str, object],
+        team: Team = ALONE,
     ) -> None:
-        self.parameters, self.config, self.out, self.setting = dict(parameters), config, out, setting
+        self.parameters, self.config, self.out, self.setting, self.team = dict(parameters), config, out, setting, team
         matrices = [p for p in self.parameters.values() if p.dim() >= 2]
         vectors = [p for p in self.parameters.values() if p.dim() < 2]
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -148,11 +155,12 @@ class TrainingState:
 
     def start_anew(self) -> None:
         """Forget what an earlier run left, and save at once, so that there is always something to resume."""
-        self.out.mkdir(parents=True, exist_ok=True)
-        self._remove_half_written()
-        for path in self.kept_states():
-            path.unlink(missing_ok=True)
-        (self.out / METRICS_FILE).write_text("")
+        if self.team.is_writer:
+            self.out.mkdir(parents=True, exist_ok=True)
+            self._remove_half_written()
+            for path in self.kept_states():
+                path.unlink(missing_ok=True)
+            (self.out / METRICS_FILE).write_text("")
         self.save()
 
     def diverged(self, wrong: str, step: int) -> TrainingDiverged:
@@ -201,8 +209,9 @@ class TrainingState:
             result.stopped_early = 0 < self.config.patience <= result.bad_evaluations
 
     def log(self, row: Mapping[str, object]) -> None:
-        with open(self.out / METRICS_FILE, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        if self.team.is_writer:
+            with open(self.out / METRICS_FILE, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
 
     def load_into_parameters(self, tensors: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
@@ -210,15 +219,23 @@ class TrainingState:
                 parameter.copy_(tensors[name])
 
     def save(self) -> None:
-        """Parameters, best parameters and moments, in one atomic file; those before it by their steps' names."""
+        """Parameters, best parameters and moments, in one atomic file; those before it by their steps' names.
+
+        What is sharded is in one piece there: each tensor comes together when its turn comes to be written.
+        """
         tensors = {f"parameter/{name}": p.detach() for name, p in self.parameters.items()}
         tensors |= {f"best/{name}": tensor for name, tensor in self.best.items()}
         for name, parameter in self.parameters.items():
             for key, moment in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"{key}/{name}"] = moment
         about = {"setting": json.dumps(self.setting), "result": json.dumps(asdict(self.result))}
-        self._keep_the_last()
-        save_tensors(self.state_path, tensors, about)
+        pieces = tensor_pieces(tensors, about, numbers_of=whole)
+        if self.team.is_writer:
+            self._keep_the_last()
+            write_atomically(self.state_path, pieces)
+        elif any(map(is_sharded, tensors.values())):
+            deque(pieces, maxlen=0)  # bringing a tensor together takes all processes
+        self.team.barrier()
         self._saved_step = self.result.step
 
     def kept_states(self) -> list[Path]:
@@ -241,6 +258,28 @@ class TrainingState:
 
     def restore(self) -> None:
         """Go back to the saved step. Raises CheckpointError if the file is damaged or belongs to another run."""
+        tensors = self._read() if self.team.is_writer else {}
+        self.result, names = self.team.broadcast((self.result, set(tensors)))
+
+        def own(name: str, like: Tensor) -> Tensor:
+            return self.team.spread(tensors.get(name), like)
+
+        for name, parameter in self.parameters.items():
+            parameter.detach().copy_(own(f"parameter/{name}", parameter))
+        self.best = {name: own(f"best/{name}", p) for name, p in self.parameters.items() if f"best/{name}" in names}
+        for name, parameter in self.parameters.items():
+            if f"step/{name}" in names:
+                likes = (torch.empty((), device=parameter.device), parameter, parameter)
+                self.optimizer.state[parameter] = {
+                    key: own(f"{key}/{name}", like) for key, like in zip(MOMENTS, likes, strict=True)
+                }
+        self._saved_step = self.result.step
+        if self.team.is_writer:
+            self._remove_half_written()
+            self._cut_metrics()
+
+    def _read(self) -> dict[str, Tensor]:
+        """The tensors of the saved state, checked, and its result taken over."""
         try:
             tensors, about = read_tensors(self.state_path)
         except CheckpointError as error:
@@ -255,16 +294,7 @@ class TrainingState:
         check_keys(self.state_path, set(tensors), set(expected))
         for name, shape in expected.items():
             check_tensor(self.state_path, name, tensors[name], shape)
-        self.load_into_parameters({name: tensors[f"parameter/{name}"] for name in self.parameters})
-        self.best = {n: tensors[f"best/{n}"].to(p.device) for n, p in self.parameters.items() if f"best/{n}" in tensors}
-        for name, parameter in self.parameters.items():
-            if f"step/{name}" in tensors:
-                self.optimizer.state[parameter] = {
-                    key: tensors[f"{key}/{name}"].to(parameter.device) for key in MOMENTS
-                }
-        self._saved_step = self.result.step
-        self._remove_half_written()
-        self._cut_metrics()
+        return tensors
 
     def _expected_shapes(self, found: set[str]) -> dict[str, tuple[int, ...]]:
         """Every parameter; all of `best/` or none; a parameter that ever had a gradient has all its moments."""

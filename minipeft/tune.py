@@ -1,6 +1,6 @@
 """Tune a method on a task: the defaults that sweeps found, the run, and the folder it leaves behind."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minipeft import sharding
 from minipeft.batches import BucketedBatches, MicroBatches
+from minipeft.distributed import ALONE, Team
 from minipeft.evaluate import evaluate
 from minipeft.files import fingerprint, write_json
 from minipeft.gpt2 import GPT2
@@ -17,6 +19,7 @@ from minipeft.plan import check_micro_batch, rows_at_once
 from minipeft.rehearsal import Work
 from minipeft.seeds import check_seed
 from minipeft.tasks import Encoder, Task, collate
+from minipeft.tasks.base import Encoded
 from minipeft.train import train
 from minipeft.training_state import TrainConfig, TrainResult
 from minipeft.tuned import Tuned, attach
@@ -59,6 +62,8 @@ class TuneConfig:
     keep: int = 1
     spike: float | None = None
     skip_bad_steps: int = 0
+    shard: bool = False
+    """Whether the processes of a team share the weights, too, where all are trained; the writer gets them back."""
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -97,15 +102,19 @@ def tune(
     *,
     resume: bool = False,
     watch: Callable[[Mapping[str, object]], None] = lambda row: None,
+    team: Team = ALONE,
 ) -> tuple[Tuned, TrainResult]:
     """Tune `method` on `task`, choosing the best step on dev, and save the adapter with `report.json` in `out`.
 
+    The processes of a `team` share each batch.
     Raises ValueError if the method has nothing to train or an example is too long, and what `train` raises.
     """
     usual_lr = default_lr(method)
     lr = usual_lr if config.lr is None else config.lr
     method = _with_labels(method, task)
     tuned = attach(model, method, seed=config.seed).train()
+    if config.shard:
+        sharding.shard_tuned(tuned, team)
     encoder = encoder_for(tuned, task, config.truncate)
     rows = [encoder.encode(example) for example in task.splits["train"]]
     for split in ("dev", "test"):  # say now, not after an hour, that a text is too long
@@ -114,14 +123,12 @@ def tune(
     labels = [example.target for example in task.splits["train"]] if task.labels else []
     order = BucketedBatches([len(row.ids) for row in rows], config.batch_size, config.seed, labels)
 
+    loss = team.loss_of(tuned.loss, tuned.trainable_parameters().values())
+
     def loss_at(step: int) -> Iterator[Tensor]:
-        whole = [rows[row] for row in order(step)]
-        scored = sum(row.scored for row in whole)
-        for part in micro.cut(whole):
-            share = sum(row.scored for row in part) / scored
-            if share:
-                batch = collate(part, encoder.tokenizer.eot).to(model.device)
-                yield share * tuned.loss(batch.tokens, batch.labels, batch.attention_mask)
+        for share in team.shares([rows[row] for row in order(step)], micro, _scored):
+            batch = collate(share.rows, encoder.tokenizer.eot).to(model.device)
+            yield share.weight * loss(batch.tokens, batch.labels, batch.attention_mask, last=share.last)
 
     def measure() -> dict[str, float]:
         dev = evaluate(tuned, encoder, task.splits["dev"])
@@ -144,8 +151,9 @@ def tune(
         skip_bad_steps=config.skip_bad_steps,
     )
     longest, most_scored = max(len(row.ids) for row in rows), max(row.scored for row in rows)
-    work = Work.of(model, method, config.batch_size, longest, most_scored)
-    micro = MicroBatches(rows_at_once(config.micro_batch, work, model.device))
+    work = Work.of(model, method, team.most_rows(config.batch_size), longest, most_scored)
+    device = team.device or model.device
+    micro = MicroBatches(team.from_writer(lambda: rows_at_once(config.micro_batch, work, device, team.local_size)))
     result = train(
         tuned.trainable_parameters(),
         loss_at,
@@ -163,10 +171,18 @@ def tune(
         label=f"tune {method.name}",
         use_less_memory=micro.use_fewer,
         watch=watch,
+        team=team,
     )
-    tuned.eval().save(out)
-    write_json(Path(out) / REPORT_FILE, _report(tuned, task, settings, result, micro.most))
-    return tuned, result
+    if config.shard:
+        tuned = sharding.tuned_in_one_piece(tuned, team)
+    if team.is_writer:
+        tuned.eval().save(out)
+        write_json(Path(out) / REPORT_FILE, _report(tuned, task, settings, result, micro.most))
+    return tuned.eval(), result
+
+
+def _scored(rows: Sequence[Encoded]) -> int:
+    return sum(row.scored for row in rows)
 
 
 def _with_labels(method: Method, task: Task) -> Method:

@@ -317,6 +317,8 @@ OTHER_MISTAKES = {
     "texts too short": (PRETRAIN.replace("texts.txt", "short.txt"), "are too few for a batch of 2 × 64"),
     "pretraining without steps": (f"{PRETRAIN} --steps 0", "steps must be at least 1"),
     "pretraining no rows at once": (f"{PRETRAIN} --micro-batch 0", "micro_batch is 0; it can be a number of rows"),
+    "sharding in one process": (f"{PRETRAIN} --shard", "start them with torchrun --nproc-per-node N."),
+    "sharding what is not trained": (f"{TUNE} --shard", "those of full; soft_prompt trains few"),
     "pretraining with a wrong rate": (f"{PRETRAIN} --lr 0", "the learning rate must be a positive number"),
     "pretraining with a seed below zero": (f"{PRETRAIN} --seed -1", "seed"),
     "no pretraining to resume": (f"{PRETRAIN} --resume", "there is no interrupted run in"),

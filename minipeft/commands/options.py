@@ -12,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:  # a command imports the package when it runs, so that --help is quick
     from minipeft.config import GPT2Config
+    from minipeft.distributed import Team
     from minipeft.gpt2 import GPT2
     from minipeft.tasks import Task
 
@@ -51,6 +52,9 @@ MicroBatch = Annotated[
 Checkpointing = Annotated[
     bool, typer.Option("--gradient-checkpointing", help="Less memory for a third more computing.")
 ]
+Shard = Annotated[
+    bool, typer.Option("--shard", help="Under torchrun: spread the trained weights over the processes (FSDP2).")
+]
 Compiled = Annotated[
     bool,
     typer.Option("--compile", help="Compile the blocks: no gain on two CPU cores, where it needs a C++ compiler."),
@@ -80,11 +84,14 @@ def seconds_of(text: str | None) -> float | None:
 
 
 @contextmanager
-def told_metrics(out: Path, tensorboard: bool) -> Iterator[Callable[[Mapping[str, object]], None]]:
+def told_metrics(out: Path, tensorboard: bool, team: "Team") -> Iterator[Callable[[Mapping[str, object]], None]]:
     """What is to see each row of the metrics; in the end, or after Ctrl-C, `training.png` is drawn of all of them."""
     from minipeft.metrics import draw_metrics, tensorboard_writer
     from minipeft.training_state import TrainingDiverged
 
+    if not team.is_writer:
+        yield lambda row: None
+        return
     with tensorboard_writer(out) if tensorboard else nullcontext(lambda row: None) as watch:
         try:
             yield watch
@@ -178,11 +185,12 @@ def check_out(out: Path, resume: bool, overwrite: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
 
 
-def stopped(out: Path) -> NoReturn:
+def stopped(out: Path, team: "Team") -> NoReturn:
     """Leave after Ctrl-C, saying what became of the run."""
     from minipeft.training_state import STATE_FILE
 
     saved = f"nothing is lost. The same command with --resume goes on from {out}."
     message = saved if (out / STATE_FILE).exists() else "training had not begun."
-    print(f"minipeft: stopped; {message}", file=sys.stderr)
+    if team.is_writer:
+        print(f"minipeft: stopped; {message}", file=sys.stderr)
     sys.exit(130)

@@ -18,6 +18,7 @@ from minipeft.commands.options import (
     Patience,
     Resume,
     Seed,
+    Shard,
     SkipBadSteps,
     Spike,
     TensorBoard,
@@ -69,6 +70,7 @@ def pretrain(
     ] = Dtype.float32,
     micro_batch: MicroBatch = "whole",
     gradient_checkpointing: Checkpointing = False,
+    shard: Shard = False,
     compile: Compiled = False,
     device: Device = "auto",
     seed: Seed = 0,
@@ -89,10 +91,13 @@ def pretrain(
     `minipeft pretrain --recipe recipes/tinyshakespeare.toml --out runs/shakespeare`
 
     `minipeft pretrain --recipe recipes/gpt2-small-laptop.toml --data texts/ --time-limit 8h --out runs/small`
+
+    `torchrun --nproc-per-node 8 -m minipeft.cli pretrain --data texts/ --config gpt2-xl --shard --out runs/xl`
     """
     import torch
 
     from minipeft.devices import choose_device
+    from minipeft.distributed import joined
     from minipeft.pretrain import CONFIGS, PRETRAINING, PretrainConfig
     from minipeft.pretrain import pretrain as run
     from minipeft.token_files import is_prepared
@@ -108,6 +113,7 @@ def pretrain(
         micro_batch=rows_or_word(micro_batch),
         checkpointing=gradient_checkpointing,
         compiled=compile,
+        shard=shard,
         sample=sample,
     )
     settings = TrainConfig(
@@ -124,16 +130,19 @@ def pretrain(
         **{**PRETRAINING, "schedule": schedule, "warmup": warmup, "weight_decay": weight_decay},
     )
     files = data if len(data) == 1 and is_prepared(data[0]) else text_files(data)
-    check_out(out, resume, overwrite)
-    try:
-        with told_metrics(out, tensorboard) as watch:
-            model = run(
-                files, how, settings, out, resume=resume, overwrite=overwrite, device=choose_device(device), watch=watch
-            )
-    except KeyboardInterrupt:
-        stopped(out)
-    Console().print(
-        f"{model.num_parameters():,} parameters; the model, its report.json and training.png are in {out}.",
-        highlight=False,
-        soft_wrap=True,
-    )
+    with joined(device) as team:
+        team.from_writer(lambda: check_out(out, resume, overwrite))
+        where = team.device or choose_device(device)
+        try:
+            with told_metrics(out, tensorboard, team) as watch:
+                model = run(
+                    files, how, settings, out, resume=resume, overwrite=overwrite, device=where, watch=watch, team=team
+                )
+        except KeyboardInterrupt:
+            stopped(out, team)
+    if team.is_writer:
+        Console().print(
+            f"{model.num_parameters():,} parameters; the model, its report.json and training.png are in {out}.",
+            highlight=False,
+            soft_wrap=True,
+        )

@@ -22,6 +22,7 @@ from minipeft.commands.options import (
     Patience,
     Resume,
     Seed,
+    Shard,
     SkipBadSteps,
     Spike,
     Target,
@@ -72,6 +73,7 @@ def tune(
     ] = Dtype.float32,
     micro_batch: MicroBatch = "whole",
     gradient_checkpointing: Checkpointing = False,
+    shard: Shard = False,
     compile: Compiled = False,
     device: Device = "auto",
     seed: Seed = 0,
@@ -99,16 +101,15 @@ def tune(
     `minipeft tune full --task movie --dtype bfloat16 --batch-size 32 --micro-batch auto --out runs/full`
 
     `minipeft tune lora+soft_prompt --task movie --set lora.rank=4 --length 10 --out runs/both`
+
+    `torchrun --nproc-per-node 2 -m minipeft.cli tune full --task movie --shard --out runs/full`
     """
+    from minipeft.distributed import joined
     from minipeft.tune import TuneConfig
     from minipeft.tune import tune as run
 
     chosen = choose_methods(method, {"length": length, "init": init, "reparam": reparam or None}, settings or [])
     what = choose_task(task, data, input_column, target, kind)
-    check_out(out, resume, overwrite)
-    base = _base(model, device, dtype, chosen).use_checkpointing(gradient_checkpointing)
-    if compile:
-        base.use_compile()
     config = TuneConfig(
         steps=steps,
         batch_size=batch_size,
@@ -122,17 +123,25 @@ def tune(
         keep=keep,
         spike=spike or None,
         skip_bad_steps=skip_bad_steps,
+        shard=shard,
     )
-    try:
-        with told_metrics(out, tensorboard) as watch:
-            tuned, result = run(base, chosen, what, config, out, resume=resume, watch=watch)
-    except KeyboardInterrupt:
-        stopped(out)
-    Console().print(
-        f"{tuned.num_trainable():,} trained numbers, best at step {result.best_step} of {result.step}, "
-        f"dev score {result.best_score:.4f}, {result.seconds:.0f} s. The adapter is in {out}.",
-        highlight=False,
-    )
+    with joined(device) as team:
+        team.from_writer(lambda: check_out(out, resume, overwrite))
+        where = "cpu" if shard else str(team.device or device)  # sharded, the trained copy moves on in parts
+        base = _base(model, where, dtype, chosen).use_checkpointing(gradient_checkpointing)
+        if compile:
+            base.use_compile()
+        try:
+            with told_metrics(out, tensorboard, team) as watch:
+                tuned, result = run(base, chosen, what, config, out, resume=resume, watch=watch, team=team)
+        except KeyboardInterrupt:
+            stopped(out, team)
+    if team.is_writer:
+        Console().print(
+            f"{tuned.num_trainable():,} trained numbers, best at step {result.best_step} of {result.step}, "
+            f"dev score {result.best_score:.4f}, {result.seconds:.0f} s. The adapter is in {out}.",
+            highlight=False,
+        )
 
 
 def _base(model: str, device: str, dtype: Dtype, method: "Method") -> "GPT2":
