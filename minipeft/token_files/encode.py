@@ -77,12 +77,12 @@ def encode(batch: Batch, tokenizer: Tokenizer, held_out_percent: float) -> Encod
 
 
 def in_order(
-    work: Callable[[Batch], Encoded], batches: Iterable[Batch], workers: int
+    work: Callable[[Batch], Encoded], coming: Iterable[Batch], workers: int
 ) -> Iterator[tuple[Batch, Encoded]]:
     """Each batch with its token ids, in order; the threads are given a few batches more, so that none waits."""
     waiting: deque[tuple[Batch, Future[Encoded]]] = deque()
     with ThreadPoolExecutor(workers) as pool:
-        for batch in batches:
+        for batch in coming:
             waiting.append((batch, pool.submit(work, batch)))
             if len(waiting) > 2 * workers:
                 first, made = waiting.popleft()

