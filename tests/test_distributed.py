@@ -4,15 +4,17 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 
 import minipeft as mp
@@ -46,9 +48,32 @@ def finished(process: subprocess.Popen[str]) -> str:
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """A folder of this name, filled once, by whichever process of pytest (`-n 2`) needs it first."""
+    own = tmp_path_factory.getbasetemp()
+    root = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def made(name: str, fill: Callable[[Path], None]) -> Path:
+        folder = root / f"distributed_{name}"
+        with FileLock(root / f"{name}.lock"):
+            if not folder.exists():
+                unfinished = root / f"unfinished_{name}"
+                shutil.rmtree(unfinished, ignore_errors=True)
+                unfinished.mkdir()
+                fill(unfinished)
+                unfinished.rename(folder)
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def inputs(made_once: Any) -> Path:
     """A folder with a model, rows whose targets are of one to five words, and texts."""
-    folder = tmp_path_factory.mktemp("inputs")
+    return made_once("inputs", write_inputs)
+
+
+def write_inputs(folder: Path) -> None:
     random_model(vocab_size=512, n_positions=64).save_pretrained(folder / "model")
     draw = random.Random(0)
     words = ["the", "sea", "was", "calm", "and", "ships", "came", "home"]
@@ -56,24 +81,23 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "ragged.tsv").write_text("text\tlabel\n" + "".join(rows))
     documents = [f"Document {n} tells of {draw.randint(0, 10**6)} ships that sail by night." for n in range(600)]
     (folder / "texts.txt").write_text("\n<|endoftext|>\n".join(documents))
-    return folder
 
 
 @pytest.fixture(scope="module")
-def two(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two(inputs: Path, made_once: Any) -> Path:
     """What two processes left behind."""
-    out = tmp_path_factory.mktemp("two")
-    finished(torchrun(2, "tests.processes", "two", inputs, out))
-    return out
+    return made_once("two", lambda out: finished(torchrun(2, "tests.processes", "two", inputs, out)))
 
 
 @pytest.fixture(scope="module")
-def four(inputs: Path, two: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def four(inputs: Path, two: Path, made_once: Any) -> Path:
     """What four processes left behind; they went on with a run that two had begun."""
-    out = tmp_path_factory.mktemp("four")
-    (two / "stopped").rename(out / "stopped")
-    finished(torchrun(4, "tests.processes", "four", inputs, out))
-    return out
+
+    def fill(out: Path) -> None:
+        shutil.copytree(two / "stopped", out / "stopped")
+        finished(torchrun(4, "tests.processes", "four", inputs, out))
+
+    return made_once("four", fill)
 
 
 @pytest.fixture(scope="module")
