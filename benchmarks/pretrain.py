@@ -11,15 +11,13 @@ Ratios above 1 are in our favour. `of peak` is the share of the matrix rate of t
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from resident import resident
-from steps import measured
+from steps import beside, measured
 from train import matrix_peak
 
 ROWS = 4
@@ -37,10 +35,13 @@ def main() -> None:
     if options.one:
         print(json.dumps(measure(**json.loads(options.one))))
         return
+    import minipeft as mp
+
     rows = []
     print("| tokens a step | type | seconds, transformers | ours | tokens/s, ours | faster ", end="")
     print("| memory, transformers | ours | ratio | of peak | losses apart |\n|---|---|" + "---:|" * 9, flush=True)
     with tempfile.TemporaryDirectory() as folder:
+        mp.GPT2(mp.GPT2Config(), seed=0).save_pretrained(Path(folder) / "base")  # in no process that is measured
         for window in map(int, options.windows.split(",")):
             for dtype in options.dtypes.split(","):
                 rows.append(compare(folder, window, dtype, options))
@@ -51,27 +52,10 @@ def main() -> None:
 
 
 def compare(folder: str, window: int, dtype: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Both on the same steps; theirs goes first, since it writes the weights that we read."""
-    found: dict[str, Any] = {}
-    for who in ("theirs", "ours"):
-        one = {"who": who, "folder": folder, "window": window, "dtype": dtype, "steps": options.steps}
-        one["compiled"] = options.compile
-        command = [sys.executable, "-W", "ignore", __file__, "--one", json.dumps(one)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(done.stderr)
-        found[who] = json.loads(done.stdout.splitlines()[-1])
-    ours, theirs = found["ours"], found["theirs"]
-    return {
-        "window": window,
-        "dtype": dtype,
-        "faster": theirs["seconds"] / ours["seconds"],
-        "memory_ratio": ours["memory"] / theirs["memory"],
-        "of_peak": ours["flops"] / ours["seconds"] / matrix_peak(dtype),
-        "losses_apart": max(abs(a - b) for a, b in zip(ours["losses"], theirs["losses"], strict=True)),
-        "ours": {key: ours[key] for key in ("seconds", "memory")},
-        "theirs": {key: theirs[key] for key in ("seconds", "memory")},
-    }
+    """Both on the same steps, from the same weights."""
+    work = {"window": window, "dtype": dtype}
+    ours, compared = beside(__file__, folder=folder, steps=options.steps, compiled=options.compile, **work)
+    return {**work, **compared, "of_peak": ours["flops"] / ours["seconds"] / matrix_peak(dtype)}
 
 
 def shown(row: dict[str, Any]) -> str:
@@ -96,8 +80,6 @@ def measure(who: str, folder: str, window: int, dtype: str, steps: int, compiled
     base, kind = Path(folder) / "base", getattr(torch, dtype)
     draw = torch.Generator().manual_seed(0)
     batches = [torch.randint(50257, (ROWS, window), generator=draw) for _ in range(steps)]
-    if not base.exists():
-        mp.GPT2(mp.GPT2Config(), seed=0).save_pretrained(base)
     before = resident("VmRSS")
     if who == "theirs":
         config = transformers.GPT2Config(attn_pdrop=0.0, resid_pdrop=0.0, embd_pdrop=0.0)

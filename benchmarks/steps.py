@@ -1,6 +1,9 @@
 """Training steps, timed: what `train.py` and `pretrain.py` measure of either side."""
 
+import json
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -9,6 +12,28 @@ from typing import Any
 from resident import resident
 
 WARM_UP = 2
+
+
+def beside(script: str, **one: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `script --one` measures of ours, and how it compares with theirs; a process each.
+
+    Theirs goes first, since it may write the start that ours reads.
+    """
+    found = {}
+    for who in ("theirs", "ours"):
+        command = [sys.executable, "-W", "ignore", script, "--one", json.dumps({"who": who, **one})]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(done.stderr)
+        found[who] = json.loads(done.stdout.splitlines()[-1])
+    ours, theirs = found["ours"], found["theirs"]
+    return ours, {
+        "faster": theirs["seconds"] / ours["seconds"],
+        "memory_ratio": ours["memory"] / theirs["memory"],
+        "losses_apart": max(abs(a - b) for a, b in zip(ours["losses"], theirs["losses"], strict=True)),
+        "ours": {key: ours[key] for key in ("seconds", "memory")},
+        "theirs": {key: theirs[key] for key in ("seconds", "memory")},
+    }
 
 
 def measured(

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from resident import resident
-from steps import measured
+from steps import beside, measured
 
 METHODS = ("soft_prompt", "prefix", "prefix_mlp", "lora", "full")
 CASES = ("ragged-8", "e2e-8", "e2e-16", "length-64 … length-1004")
@@ -89,31 +89,10 @@ def main() -> None:
 
 def compare(folder: str, case: str, method: str, dtype: str, options: argparse.Namespace) -> dict[str, Any]:
     """Both on the same steps; peft goes first, since it writes the start that we read."""
-    found: dict[str, Any] = {}
-    for who in ("theirs", "ours"):
-        one = {"who": who, "folder": folder, "case": case, "method": method, "dtype": dtype, "shape": options.shape}
-        one |= {"steps": options.steps, "switches": options.switches}
-        command = [sys.executable, "-W", "ignore", __file__, "--one", json.dumps(one)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(done.stderr)
-        found[who] = json.loads(done.stdout.splitlines()[-1])
-    ours, theirs = found["ours"], found["theirs"]
-    return {
-        "case": case,
-        "shape": options.shape,
-        "method": method,
-        "dtype": dtype,
-        "switches": options.switches,
-        "tokens": ours["tokens"],
-        "labels": ours["labels"],
-        "tokens_per_second": ours["tokens"] / ours["seconds"],
-        "faster": theirs["seconds"] / ours["seconds"],
-        "memory_ratio": ours["memory"] / theirs["memory"],
-        "losses_apart": max(abs(a - b) for a, b in zip(ours["losses"], theirs["losses"], strict=True)),
-        "ours": {key: ours[key] for key in ("seconds", "memory")},
-        "theirs": {key: theirs[key] for key in ("seconds", "memory")},
-    }
+    work = {"case": case, "shape": options.shape, "method": method, "dtype": dtype, "switches": options.switches}
+    ours, compared = beside(__file__, folder=folder, steps=options.steps, **work)
+    rate = {"tokens_per_second": ours["tokens"] / ours["seconds"]}
+    return {**work, "tokens": ours["tokens"], "labels": ours["labels"], **rate, **compared}
 
 
 def shown(row: dict[str, Any]) -> str:

@@ -106,11 +106,6 @@ def read_json(path: str | Path, most_bytes: int = MAX_JSON_BYTES) -> dict[str, A
     return value
 
 
-def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file, atomically and without a copy of the tensors; `about` goes into its metadata."""
-    write_atomically(path, tensor_pieces(tensors, about))
-
-
 def tensor_pieces(
     tensors: Mapping[str, Tensor],
     about: Mapping[str, str] | None = None,

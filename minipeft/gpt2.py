@@ -30,9 +30,8 @@ from minipeft.attention import (
 )
 from minipeft.computing import Computing
 from minipeft.config import GPT2Config
-from minipeft.kernels.machine import rounded_up
 from minipeft.kernels.mixed_linear import gelu_linear
-from minipeft.kernels.packing import Packing
+from minipeft.kernels.packing import Packing, places_of
 from minipeft.kernels.split_attention import can_split, split_attention
 from minipeft.layers import LayerNorm, Linear
 from minipeft.tokenizer import Tokenizer
@@ -197,7 +196,7 @@ class GPT2(Computing):
             mask = Rows(packing.lengths, packing.shared, split)
         else:
             mask = self._mask(real, memory, padded=attention_mask is not None)
-        x = self.through_blocks(x, mask, memory, None if asked is None else _places(asked))
+        x = self.through_blocks(x, mask, memory, None if asked is None else places_of(asked))
         if memory is not None:
             memory.advance(real)
         if only is not None:
@@ -366,9 +365,3 @@ class GPT2(Computing):
                 parameter.copy_(drawn)  # drawn on the CPU, so that a seed means the same on every device
             elif name.endswith("bias"):
                 parameter.zero_()
-
-
-def _places(asked: Bool[Tensor, "B T"]) -> Int[Tensor, "N"]:
-    """Where these stand among all B·T, and the first place again, up to a number that is `rounded_up`."""
-    places = asked.flatten().nonzero()[:, 0]
-    return F.pad(places, (0, rounded_up(len(places), places.device) - len(places)))

@@ -38,14 +38,8 @@ CONFIGS = {
 }
 """The family that is trained here, and the shapes of the public models."""
 
-PRETRAINING: dict[str, Any] = {
-    "warmup": 0.03,
-    "schedule": "cosine",
-    "final_lr": 0.02,
-    "betas": (0.9, 0.95),
-    "weight_decay": 0.1,
-}
-"""Settings of `TrainConfig` that pretraining uses and tuning does not. Source: Brown et al. 2020, appendix B."""
+PRETRAINING: dict[str, Any] = {"final_lr": 0.02, "betas": (0.9, 0.95)}
+"""Settings of `TrainConfig` that pretraining has for good and tuning has not. Source: Brown et al. 2020, appendix B."""
 
 
 @dataclass(frozen=True)

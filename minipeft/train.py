@@ -23,8 +23,6 @@ Evaluation = Callable[[], Mapping[str, float | str]]
 """Measures the model as it is; `score` decides which step was best, and higher is better. Text is only written down."""
 Losses = Callable[[int], Tensor | Iterator[Tensor]]
 """The loss of a step's batch, or parts that add up to it, each made when the one before it is done with."""
-
-
 SCALE_HOLDS = 2000
 """Steps after which a scale that was never too much is tried twice as large."""
 
@@ -43,7 +41,7 @@ def train(
     resume: bool = False,
     setting: Mapping[str, object] | None = None,
     label: str = "train",
-    use_less_memory: Callable[[], bool] | None = None,
+    use_less_memory: Callable[[], bool] = lambda: False,
     pace: Callable[[float], str] = "{:.2f} s a step".format,
     watch: Callable[[Mapping[str, object]], None] = lambda row: None,
     team: Team = ALONE,
@@ -75,7 +73,7 @@ def train(
     random_state = torch.get_rng_state()
     try:
         with _held_interrupts() as interrupted:
-            _loop(run, loss_at, evaluate, label, interrupted, use_less_memory or (lambda: False), pace, watch)
+            _loop(run, loss_at, evaluate, label, interrupted, use_less_memory, pace, watch)
     except (KeyboardInterrupt, OutOfMemory) as reason:
         if team.size == 1 or isinstance(reason, KeyboardInterrupt):  # out of memory is one process, and the others wait
             run.save()

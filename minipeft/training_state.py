@@ -6,7 +6,7 @@ import os
 import shutil
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -20,15 +20,16 @@ STATE_FILE = "training_state.safetensors"
 METRICS_FILE = "metrics.jsonl"
 SPIKE_WINDOW = 20
 """Losses whose mean tells what is usual; fewer tell nothing."""
-FREE = ("save_seconds", "keep", "time_limit", "spike", "skip_bad_steps")
-"""Settings that a resumed run may change."""
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW remembers of a parameter."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train. Learning rates are per step of AdamW; `warmup` and `final_lr` are shares of steps and of `lr`."""
+    """How to train. Learning rates are per step of AdamW; `warmup` and `final_lr` are shares of steps and of `lr`.
+
+    What does not count in a comparison (`compare=False`) may be another when a run is resumed.
+    """
 
     steps: int
     lr: float
@@ -314,7 +315,8 @@ class TrainingState:
             path.unlink(missing_ok=True)
 
     def _check_setting(self, saved: dict[str, object], path: Path) -> None:
-        keys = sorted({*saved, *self.setting}.difference(FREE))
+        free = {setting.name for setting in fields(self.config) if not setting.compare}
+        keys = sorted({*saved, *self.setting} - free)
         changed = [key for key in keys if saved.get(key) != self.setting.get(key)]
         if changed:
             shown = "; ".join(f"{key} was {saved.get(key)!r}, is {self.setting.get(key)!r}" for key in changed)

@@ -20,7 +20,7 @@ from minipeft.files import (
     check_tensor,
     read_json,
     read_tensors,
-    save_tensors,
+    tensor_pieces,
     write_atomically,
     write_json,
     write_together,
@@ -155,7 +155,7 @@ def test_tensors_come_back_to_the_bit(tmp_path: Path) -> None:
         "turned": torch.randn(3, 4).T,
         "empty": torch.zeros(0, 3),
     }
-    save_tensors(tmp_path / "file", tensors, {"step": "7"})
+    write_atomically(tmp_path / "file", tensor_pieces(tensors, {"step": "7"}))
     found, about = read_tensors(tmp_path / "file")
     peer = load_file(tmp_path / "file")
     assert found.keys() == peer.keys() == tensors.keys()
@@ -168,7 +168,7 @@ def test_tensors_come_back_to_the_bit(tmp_path: Path) -> None:
 
 def test_tensors_outlive_their_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    save_tensors(path, {"a": torch.ones(1000)})
+    write_atomically(path, tensor_pieces({"a": torch.ones(1000)}))
     found, _ = read_tensors(path)
     path.write_bytes(bytes(path.stat().st_size))
     assert torch.equal(found["a"], torch.ones(1000))
@@ -182,7 +182,7 @@ def test_a_file_without_metadata_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kept", [0, 4, 8, 60, -1], ids="{} bytes".format)
 def test_a_tensor_file_cut_short_is_refused_by_name(kept: int, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    save_tensors(path, {"a": torch.randn(100)})
+    write_atomically(path, tensor_pieces({"a": torch.randn(100)}))
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(CheckpointError, match=r"model\.safetensors is no whole safetensors file"):
         read_tensors(path)
@@ -239,7 +239,7 @@ def test_equal_tensors_make_equal_files(tmp_path: Path) -> None:
     tensors = {name: torch.arange(n, dtype=torch.float32) for n, name in enumerate("bacd", start=1)}
     about = {f"key {number}": "ä" * number for number in range(20)}
     backwards = dict(reversed(tensors.items())), dict(reversed(about.items()))
-    written = {b"".join(files.tensor_pieces(*both)) for both in ((tensors, about), backwards)}
+    written = {b"".join(tensor_pieces(*both)) for both in ((tensors, about), backwards)}
     assert len(written) == 1
     (tmp_path / "a.safetensors").write_bytes(written.pop())
     found, told = files.read_tensors(tmp_path / "a.safetensors")
@@ -255,7 +255,7 @@ def test_numbers_are_asked_for_when_their_turn_comes() -> None:
         asked.append(float(tensor))
         return 2 * tensor
 
-    pieces = files.tensor_pieces({"b": torch.tensor(3.0), "a": torch.tensor(5.0)}, numbers_of=doubled)
+    pieces = tensor_pieces({"b": torch.tensor(3.0), "a": torch.tensor(5.0)}, numbers_of=doubled)
     next(pieces)
     assert not asked
     assert np.frombuffer(next(pieces), dtype=np.float32) == 10
@@ -268,12 +268,12 @@ def test_what_we_write_is_what_the_library_reads(tmp_path: Path) -> None:
     tensors = {f"{kind}": torch.randn(3, 5, generator=draw).mul(9).to(kind) for kind in files.SAFETENSORS_TYPES}
     tensors |= {"one": torch.tensor(7.0), "none": torch.zeros(0, 4), "turned": torch.randn(4, 6, generator=draw).T}
     tensors["part"] = torch.randn(8, generator=draw)[2:5]
-    save_tensors(tmp_path / "ours", tensors, {"step": "7"})
+    write_atomically(tmp_path / "ours", tensor_pieces(tensors, {"step": "7"}))
     found = load_file(tmp_path / "ours")
     assert found.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert found[name].dtype == tensor.dtype
         assert torch.equal(found[name], tensor)
     large = torch.randn(1000)
-    _, numbers = files.tensor_pieces({"large": large})
+    _, numbers = tensor_pieces({"large": large})
     assert np.frombuffer(numbers, dtype=np.float32).ctypes.data == large.data_ptr()

@@ -111,17 +111,26 @@ def text_files(paths: list[Path]) -> list[Path]:
 
     Raises FileNotFoundError if there are none.
     """
-    from minipeft.zero_shot.tasks import SOURCES
-
     files: list[Path] = []
     for path in paths:
         if str(path) == "tinyshakespeare" and not path.exists():
+            from minipeft.zero_shot.tasks import SOURCES
+
             files.append(SOURCES["tinyshakespeare"].find("tinyshakespeare", print))
         else:
             files += sorted(path.glob("*.txt")) if path.is_dir() else [path]
     if not files:
         raise FileNotFoundError(f"there are no .txt files in {', '.join(map(str, paths))}.")
     return files
+
+
+def shape_to_train(config: str) -> "GPT2Config":
+    """The shape that `--config` names. Raises ValueError if there is none of that name."""
+    from minipeft.pretrain import CONFIGS
+
+    if config not in CONFIGS:
+        raise ValueError(f"config is {config!r}; it can be {', '.join(CONFIGS)}.")
+    return CONFIGS[config]
 
 
 def shape_of(model: str) -> "GPT2Config":

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from minipeft.commands.options import Overwrite, text_files
+from minipeft.commands.options import Overwrite, shape_to_train, text_files
 
 
 def prepare(
@@ -30,15 +30,12 @@ def prepare(
 
     `minipeft prepare texts/ --config gpt2 --held-out 0.5 --out tokens/`
     """
-    from minipeft.pretrain import CONFIGS
     from minipeft.token_files import prepare_tokens
     from minipeft.tokenizer import Tokenizer
 
     if config is not None and vocab_size is not None:
         raise ValueError("--config and --vocab-size both say the vocabulary; give one of them.")
-    if config is not None and config not in CONFIGS:
-        raise ValueError(f"config is {config!r}; it can be {', '.join(CONFIGS)}.")
-    size = CONFIGS[config or "nano"].vocab_size if vocab_size is None else vocab_size
+    size = shape_to_train(config or "nano").vocab_size if vocab_size is None else vocab_size
     tokenizer = Tokenizer.for_vocab_size(size)
     try:
         tokens = prepare_tokens(text_files(texts), tokenizer, out, held_out, overwrite=overwrite, say=print)

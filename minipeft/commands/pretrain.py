@@ -26,6 +26,7 @@ from minipeft.commands.options import (
     check_out,
     rows_or_word,
     seconds_of,
+    shape_to_train,
     stopped,
     text_files,
     told_metrics,
@@ -98,15 +99,13 @@ def pretrain(
 
     from minipeft.devices import choose_device
     from minipeft.distributed import joined
-    from minipeft.pretrain import CONFIGS, PRETRAINING, PretrainConfig
+    from minipeft.pretrain import PRETRAINING, PretrainConfig
     from minipeft.pretrain import pretrain as run
     from minipeft.token_files import is_prepared
     from minipeft.training_state import TrainConfig
 
-    if config not in CONFIGS:
-        raise ValueError(f"config is {config!r}; it can be {', '.join(CONFIGS)}.")
     how = PretrainConfig(
-        replace(CONFIGS[config], dropout=dropout),
+        replace(shape_to_train(config), dropout=dropout),
         window=window,
         dtype=getattr(torch, dtype.value),
         held_out=held_out,
@@ -120,6 +119,9 @@ def pretrain(
         steps,
         lr,
         batch_size,
+        warmup=warmup,
+        schedule=schedule,
+        weight_decay=weight_decay,
         eval_every=eval_every,
         patience=patience,
         seed=seed,
@@ -127,7 +129,7 @@ def pretrain(
         keep=keep,
         spike=spike or None,
         skip_bad_steps=skip_bad_steps,
-        **{**PRETRAINING, "schedule": schedule, "warmup": warmup, "weight_decay": weight_decay},
+        **PRETRAINING,
     )
     files = data if len(data) == 1 and is_prepared(data[0]) else text_files(data)
     with joined(device) as team:

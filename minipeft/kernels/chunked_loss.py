@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from minipeft.kernels.machine import product, product_type, rounded_up
+from minipeft.kernels.machine import filling_of, product, product_type
 
 ROWS = 256
 """Labels at a time: with GPT-2's vocabulary 51 MB of logits in fp32."""
@@ -44,7 +44,7 @@ class _ChunkedLoss(torch.autograd.Function):
         for start in range(0, N, ROWS):
             rows = slice(start, min(start + ROWS, N))
             count = rows.stop - start
-            fill = (0, rounded_up(count, hidden.device) - count)  # of rows that are computed and dropped
+            fill = (0, filling_of(count, hidden.device))  # of rows that are computed and dropped
             wanted = F.pad(targets[rows], fill)[:, None]
             h = F.pad(hidden[rows], (0, 0, *fill)).to(kind)
             logits = _logits(h, words_of).float()  # [rows, V]

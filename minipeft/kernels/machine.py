@@ -51,17 +51,17 @@ def product(
     return F.linear(x, weight, bias)
 
 
-def rounded_up(count: int, device: torch.device) -> int:
-    """`count`, or up to an eighth and at most 63 more, so that few sizes of products occur; on a GPU `count` itself.
+def filling_of(count: int, device: torch.device) -> int:
+    """What to add to `count` rows, up to an eighth and at most 63, so that few sizes of products occur; on a GPU 0.
 
     oneDNN keeps code for each size that it has ever multiplied, and between those pieces memory that was freed fits no
     size but its own. Twenty steps of E2E rows, GPT-2 small with a prefix in fp32 on two cores of an AMD EPYC: 0.84 of
     the memory, 0.90 of the time.
     """
     if device.type != "cpu":
-        return count
+        return 0
     step = min(64, 1 << max(0, (count // 8).bit_length() - 1))
-    return -(-count // step) * step
+    return -count % step
 
 
 @contextmanager

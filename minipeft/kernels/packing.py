@@ -3,17 +3,18 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Shaped
+import torch.nn.functional as F
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
-from minipeft.kernels.machine import rounded_up
+from minipeft.kernels.machine import filling_of
 
 
 @dataclass(frozen=True)
 class Packing:
     """Where the tokens of a padded batch stand in one row of N: `shared`, then each row's real ones, then a filling.
 
-    The filling, a text of zeros that no other sees, lets products of few different sizes occur (`rounded_up`).
+    The filling, a text of zeros that no other sees, lets products of few different sizes occur (`filling_of`).
     """
 
     real: Bool[Tensor, "B T"]
@@ -28,8 +29,7 @@ class Packing:
         """The packing of such a batch, whose first `shared` tokens are the same in every row and never padding."""
         texts = real[:, shared:]
         lengths = texts.sum(dim=1).tolist()
-        count = shared + sum(lengths)
-        filling = rounded_up(count, real.device) - count
+        filling = filling_of(shared + sum(lengths), real.device)
         return cls(texts, tuple(filter(None, (*lengths, filling))), shared, filling)
 
     def pack(self, x: Shaped[Tensor, "B S *D"]) -> Shaped[Tensor, "1 N *D"]:
@@ -41,3 +41,9 @@ class Packing:
         """The rows again, without what they share, and zeros where padding is."""
         texts = x.new_zeros(*self.real.shape, x.shape[-1])
         return texts.masked_scatter(self.real[..., None], x[:, self.shared :])
+
+
+def places_of(asked: Bool[Tensor, "B T"]) -> Int[Tensor, "N"]:
+    """Where the tokens that are asked for stand among all B·T; behind them the first place as often as `filling_of`."""
+    places = asked.flatten().nonzero()[:, 0]
+    return F.pad(places, (0, filling_of(len(places), places.device)))
