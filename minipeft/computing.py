@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from minipeft.attention import ATTENTION
 from minipeft.kernels import LOSSES, PRODUCTS
 from minipeft.kernels.machine import by_onednn, product_type
-from minipeft.layers import Linear
+from minipeft.layers import Embedding, Linear
 
 if TYPE_CHECKING:
+    from minipeft.config import GPT2Config
     from minipeft.gpt2 import Block
 
 Model = TypeVar("Model", bound="Computing")
@@ -28,6 +29,8 @@ class Computing(nn.Module):
     """What a GPT2 may be told about its ways; each `use_…` returns the model."""
 
     if TYPE_CHECKING:  # what it must have
+        config: GPT2Config
+        wte: Embedding
 
         @property
         def blocks(self) -> list[Block]: ...
@@ -66,10 +69,14 @@ class Computing(nn.Module):
         return self
 
     def use_loss(self: Model, kind: str) -> Model:
-        """Compute losses from all labels' logits at once ("plain") or a few at a time ("chunked"); equal results."""
+        """Compute losses from all labels' logits at once ("plain") or a few at a time ("chunked"); equal results.
+
+        "chunked" adds the embeddings' gradient to a tied head's by rows, too.
+        """
         if kind not in LOSSES:
             raise ValueError(f"loss is {kind!r}; it can be {' or '.join(map(repr, LOSSES))}.")
         self.label_loss = LOSSES[kind]
+        self.wte.gradient_by_rows = kind == "chunked" and self.config.tied
         return self
 
     def use_activations(self: Model, kind: torch.dtype | None) -> Model:

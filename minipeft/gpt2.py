@@ -33,7 +33,7 @@ from minipeft.config import GPT2Config
 from minipeft.kernels.mixed_linear import gelu_linear
 from minipeft.kernels.packing import Packing, places_of
 from minipeft.kernels.split_attention import can_split, split_attention
-from minipeft.layers import LayerNorm, Linear
+from minipeft.layers import Embedding, LayerNorm, Linear
 from minipeft.tokenizer import Tokenizer
 
 NOT_SCORED = -100
@@ -132,7 +132,7 @@ class GPT2(Computing):
         """A model with GPT-2's own random initialisation; `attention` is "fused" or "explicit"."""
         super().__init__()
         self.config = config
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wte = Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)

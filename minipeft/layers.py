@@ -1,7 +1,7 @@
 """The layers that a GPT-2 is made of, for weights and inputs that may differ in type."""
 
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 
@@ -12,6 +12,19 @@ class Linear(nn.Linear):
 
     def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
         return self.product(x, self.weight, self.bias)
+
+
+class Embedding(nn.Embedding):
+    """A vector for each number; how its gradient is added up can be chosen."""
+
+    gradient_by_rows = False
+    """On a CPU, whether the gradient is made as the rows that were read, and not as a matrix that is zero elsewhere.
+
+    For a matrix that is the head, too, whose own gradient is there before it and takes the rows up.
+    """
+
+    def forward(self, numbers: Int[Tensor, "*B"]) -> Float[Tensor, "*B D"]:
+        return F.embedding(numbers, self.weight, sparse=self.gradient_by_rows and not numbers.is_cuda)
 
 
 class LayerNorm(nn.LayerNorm):

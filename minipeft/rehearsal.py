@@ -143,6 +143,7 @@ def _rehearse(work: Work) -> Need:
         if work.trains_weights and work.dtype != torch.float32:
             runs.use_activations(work.dtype)
         runs.train().use_kernels().use_checkpointing(work.checkpointing)
+        runs.wte.gradient_by_rows &= work.on_cpu
         held = {*runs.parameters(), *attachment.parameters()}
         trained = [parameter for parameter in held if parameter.requires_grad]
         if not (work.trains_weights and work.on_cpu):  # there, what was copied goes back to its file
@@ -223,7 +224,7 @@ class _Live(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        tensors = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        tensors = self._tensors(out)
         # Autograd adds a second gradient of a tensor to the first one in place, but not where tensors are fake.
         in_place = func is torch.ops.aten.add.Tensor and torch._C._current_graph_task_id() >= 0
         for tensor in tensors:
@@ -231,9 +232,13 @@ class _Live(TorchDispatchMode):
         if count := self._flops_of.get(func.overloadpacket):
             self.flops += count(*args, **(kwargs or {}), out_val=out)
         elif tensors and not func.is_view and func.overloadpacket not in self._IDLE:
-            tensors += [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            tensors += self._tensors((args, kwargs))
             self.moved += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         return out
+
+    def _tensors(self, tree: Any) -> list[Tensor]:
+        """All of them but sparse ones, whose numbers are another tensor's."""
+        return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and not leaf.is_sparse]
 
     def _note(self, tensor: Tensor, at_once: bool = True) -> None:
         storage = tensor.untyped_storage()

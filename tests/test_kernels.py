@@ -90,14 +90,17 @@ class Watcher(TorchDispatchMode):
         self.vocabulary, self.most = vocabulary, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        given = {tensor.untyped_storage().data_ptr() for tensor in self._dense((args, kwargs))}
         out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if not isinstance(tensor, Tensor) or tensor.untyped_storage().data_ptr() in given:
+        for tensor in self._dense(out):
+            if tensor.untyped_storage().data_ptr() in given:
                 continue  # the embeddings on their side are no logits
             if tensor.dim() and tensor.shape[-1] == self.vocabulary:
                 self.most = max(self.most, tensor.numel() // self.vocabulary)
         return out
+
+    def _dense(self, tree: Any) -> list[Tensor]:
+        return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and not leaf.is_sparse]
 
 
 @pytest.mark.parametrize("kind", TINY_METHODS)

@@ -20,7 +20,7 @@ from minipeft.kernels.machine import filling_of, product, product_type
 ROWS = 256
 """Labels at a time: with GPT-2's vocabulary 51 MB of logits in fp32."""
 WORDS = 8192
-"""Words at a time, where the head is widened: with GPT-2 small 25 MB."""
+"""Words at a time, where the head or its gradient is of another type: with GPT-2 small 25 MB."""
 
 
 def chunked_label_loss(
@@ -66,7 +66,7 @@ class _ChunkedLoss(torch.autograd.Function):
                     d_h += product(slope[:, words], columns.T)
                 d_hidden[rows] = d_h[:count]
             if d_head is not None:
-                d_head.addmm_(slope[:count].to(head.dtype).T, hidden[rows].to(head.dtype))
+                _add_slopes(d_head, slope[:count].T, h[:count])
             del logits, slope  # before the next chunk's are made
         ctx.save_for_backward(d_hidden, d_head)
         return loss / N
@@ -87,6 +87,15 @@ def _logits(h: Float[Tensor, "N D"], head: Float[Tensor, "V D"]) -> Float[Tensor
     for words, columns in _widened(head, h.dtype):
         torch.mm(h, columns.T, out=logits[:, words])
     return logits
+
+
+def _add_slopes(d_head: Float[Tensor, "V D"], slope: Float[Tensor, "V N"], h: Float[Tensor, "N D"]) -> None:
+    """d_head += slope h, multiplied in their type and added up in the head's, some words at a time."""
+    if slope.dtype == d_head.dtype:
+        d_head.addmm_(slope, h)
+        return
+    for start in range(0, len(d_head), WORDS):
+        d_head[start : start + WORDS] += slope[start : start + WORDS] @ h
 
 
 def _widened(head: Float[Tensor, "V D"], kind: torch.dtype) -> Iterator[tuple[slice, Float[Tensor, "C D"]]]:
