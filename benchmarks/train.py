@@ -231,9 +231,9 @@ def bars(rows: list[dict[str, Any]], path: Path) -> None:
     """How many times as fast, and the share of the memory, by method and type."""
     if not rows:
         return
-    from minipeft.plots import BLUE, GREY, ORANGE, _pyplot, _write
+    from minipeft.plots import BLUE, GREY, ORANGE, figures, write_figure
 
-    pyplot = _pyplot()
+    pyplot = figures()
     figure, both = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     methods = [method for method in METHODS if any(row["method"] == method for row in rows)]
     for axes, key, what in zip(
@@ -253,16 +253,16 @@ def bars(rows: list[dict[str, Any]], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     both[1].legend(frameon=False, fontsize=10, loc=(0.58, 0.45))
     figure.suptitle("A tuning step of GPT-2 small, eight texts of 64 to 128 tokens", fontsize=12, x=0.02, ha="left")
-    _write(figure, path)
+    write_figure(figure, path)
 
 
 def lines(rows: list[dict[str, Any]], path: Path) -> None:
     """Tokens a second against the length of the texts, ours and theirs."""
     if not rows:
         return
-    from minipeft.plots import BLUE, ORANGE, _pyplot, _write
+    from minipeft.plots import BLUE, ORANGE, figures, write_figure
 
-    figure, axes = _pyplot().subplots(figsize=(7, 4), layout="constrained")
+    figure, axes = figures().subplots(figsize=(7, 4), layout="constrained")
     for dtype, colour in zip(DTYPES, (BLUE, ORANGE), strict=True):
         found = sorted(
             (
@@ -284,7 +284,7 @@ def lines(rows: list[dict[str, Any]], path: Path) -> None:
     axes.set_title("Tuning a prefix of GPT-2 small, by the length of the texts", fontsize=12, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=10)
-    _write(figure, path)
+    write_figure(figure, path)
 
 
 def theirs(folder: Path, method: str, dtype: Any, shape: dict[str, int], _: str) -> Any:

@@ -22,7 +22,7 @@ def accuracy_bars(rows: Sequence[dict[str, Any]], title: str, path: str | Path) 
 
     `rows`: dicts with `method`, `trainable`, `test`, `error`; the first is the baseline. Writes a PNG.
     """
-    pyplot = _pyplot()
+    pyplot = figures()
     figure, axes = pyplot.subplots(figsize=(8, 0.62 * len(rows) + 1.4), layout="constrained")
     names = [f"{row['method']}\n{trained_text(row['trainable'])}" for row in rows]
     colours = [GREY if not row["trainable"] else ORANGE if row["method"].startswith("full") else BLUE for row in rows]
@@ -38,7 +38,7 @@ def accuracy_bars(rows: Sequence[dict[str, Any]], title: str, path: str | Path) 
     axes.set_xlabel("test accuracy in % (bars: ± 2 standard errors; axis starts at 40)", fontsize=10)
     axes.set_title(title, fontsize=12, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
-    _write(figure, path)
+    write_figure(figure, path)
 
 
 def head_map(mass: "Float[Tensor, 'L H']", title: str, note: str, path: str | Path) -> None:
@@ -46,7 +46,7 @@ def head_map(mass: "Float[Tensor, 'L H']", title: str, note: str, path: str | Pa
 
     The numbers stand in it, in percent, as long as they can be read.
     """
-    pyplot = _pyplot()
+    pyplot = figures()
     L, H = mass.shape
     inches = min(9, 2.4 + 0.62 * H), min(9, 1.9 + 0.42 * L)
     figure, axes = pyplot.subplots(figsize=inches, layout="constrained")
@@ -65,7 +65,7 @@ def head_map(mass: "Float[Tensor, 'L H']", title: str, note: str, path: str | Pa
     figure.colorbar(image, ax=axes, label="share of the attention in %").outline.set_visible(False)
     figure.suptitle(textwrap.fill(title, int(8 * inches[0])), fontsize=12, x=0.02, ha="left")
     figure.supxlabel(textwrap.fill(note, int(12 * inches[0])), fontsize=9, x=0.02, ha="left", color=GREY)
-    _write(figure, path)
+    write_figure(figure, path)
 
 
 def training_curves(rows: Sequence[dict[str, Any]], name: str, path: str | Path) -> None:
@@ -73,7 +73,7 @@ def training_curves(rows: Sequence[dict[str, Any]], name: str, path: str | Path)
 
     `rows`: those of `metrics.jsonl`. Writes a PNG.
     """
-    pyplot = _pyplot()
+    pyplot = figures()
     steps = [row["step"] for row in rows]
     losses = [math.nan if row["loss"] is None else row["loss"] for row in rows]
     stretch = max(1, len(rows) // 50)
@@ -103,7 +103,7 @@ def training_curves(rows: Sequence[dict[str, Any]], name: str, path: str | Path)
     below.set_xlabel("step", fontsize=10)
     for axes in (above, below):
         axes.spines[["top", "right"]].set_visible(False)
-    _write(figure, path)
+    write_figure(figure, path)
 
 
 def _held_out_loss(row: dict[str, Any]) -> float | None:
@@ -118,7 +118,7 @@ def trained_text(trainable: int) -> str:
     return f"{trainable:,} numbers trained" if trainable else "nothing trained"
 
 
-def _pyplot() -> Any:
+def figures() -> Any:
     """matplotlib for files, without a window."""
     import matplotlib
 
@@ -128,9 +128,9 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def _write(figure: Any, path: str | Path) -> None:
+def write_figure(figure: Any, path: str | Path) -> None:
     """The figure as a PNG, with the same bytes for the same picture; it is closed."""
     picture = io.BytesIO()
     figure.savefig(picture, dpi=150, format="png", metadata={"Software": None})
-    _pyplot().close(figure)
+    figures().close(figure)
     write_atomically(path, picture.getvalue())

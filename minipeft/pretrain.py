@@ -14,25 +14,26 @@ from torch import Tensor
 from minipeft import sharding
 from minipeft.batches import MicroBatches, ShuffledStream
 from minipeft.config import GPT2Config
-from minipeft.corpus import HELD_OUT_PERCENT, Corpus, CorpusError
+from minipeft.corpus import HELD_OUT_PERCENT, CorpusError
 from minipeft.distributed import ALONE, Team
 from minipeft.downloads import PUBLIC
 from minipeft.files import write_json
 from minipeft.generate import Sampling, generate
 from minipeft.gpt2 import GPT2
+from minipeft.perplexity import perplexities, unigram_perplexities
 from minipeft.plan import check_micro_batch, measure_rates, model_flops, rows_at_once
 from minipeft.rehearsal import Work
 from minipeft.token_files import Shards, TokenFiles, is_prepared, prepare_tokens
 from minipeft.tokenizer import Tokenizer
 from minipeft.train import train
-from minipeft.training_state import TrainConfig
+from minipeft.train_config import TrainConfig
 
 REPORT_FILE = "report.json"
 TOKENS_FOLDER = "tokens"
 """In the folder of a run: what its texts were made into."""
 CONFIGS = {
     "pico": GPT2Config(n_layer=4, n_head=4, n_embd=128, n_positions=256, vocab_size=8257),
-    "nano": GPT2Config(n_layer=6, n_head=6, n_embd=192, n_positions=256, vocab_size=8257),
+    "nano": GPT2Config(n_layer=6, n_head=4, n_embd=256, n_positions=256, vocab_size=8257),
     "micro": GPT2Config(n_layer=8, n_head=8, n_embd=512, n_positions=256, vocab_size=8257),
     **{name: public.config for name, public in PUBLIC.items()},
 }
@@ -248,56 +249,3 @@ def continued(model: GPT2, text: str, seed: int, tokens: int = 40) -> str:
     written = generate(model.eval(), text, sampling)
     model.train(was_training)
     return written
-
-
-@dataclass(frozen=True)
-class Perplexities:
-    """exp of the mean loss over all held-out tokens, and over those of each source. NaN where nothing is held out."""
-
-    overall: float
-    by_source: dict[str, float]
-
-
-@torch.no_grad()
-def perplexities(model: GPT2, corpus: Corpus | TokenFiles) -> Perplexities:
-    """What `model` makes of the held-out text, in neighbouring windows of n_positions."""
-    was_training = model.training
-    model.eval()
-    losses: dict[str, float] = {}
-    counts: dict[str, int] = {}
-    stretch = model.config.n_positions * 16
-    for source, tokens in corpus.held_out.items():
-        for start in range(0, len(tokens), stretch):
-            block = torch.from_numpy(tokens[start : start + stretch].astype(np.int64)).to(model.device)
-            for rows in _rows(block, model.config.n_positions):
-                scored = rows.shape[0] * (rows.shape[1] - 1)
-                losses[source] = losses.get(source, 0.0) + float(model.loss(rows, rows)) * scored
-                counts[source] = counts.get(source, 0) + scored
-    model.train(was_training)
-    overall = _exp(sum(losses.values()) / sum(counts.values())) if counts else math.nan
-    return Perplexities(overall, {source: _exp(losses[source] / counts[source]) for source in counts})
-
-
-def unigram_perplexities(corpus: Corpus | TokenFiles, vocab_size: int) -> Perplexities:
-    """What knowing only how often each token occurs in the training text gives (add-one smoothing)."""
-    train = corpus.train
-    counts = train.counts(vocab_size) if isinstance(train, Shards) else np.bincount(train, minlength=vocab_size)
-    occurrences = counts + 1.0
-    cost = -np.log(occurrences / occurrences.sum())
-    by_source = {source: math.exp(cost[tokens].mean()) for source, tokens in corpus.held_out.items()}
-    everything = np.concatenate([*corpus.held_out.values()]) if corpus.held_out else np.zeros(0, int)
-    return Perplexities(math.exp(cost[everything].mean()) if len(everything) else math.nan, by_source)
-
-
-def _exp(loss: float) -> float:
-    """e to the loss, infinite where Python's own would refuse."""
-    return math.exp(loss) if loss < 700 else math.inf
-
-
-def _rows(block: Int[Tensor, "N"], length: int) -> list[Int[Tensor, "B T"]]:
-    """A stretch of tokens as one batch of full rows and one of the rest, if it has a token to predict."""
-    full = len(block) // length * length
-    batches = [block[:full].view(-1, length)] if full else []
-    if len(block) - full > 1:
-        batches.append(block[full:].view(1, -1))
-    return batches

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from minipeft.distributed import ALONE, SEEDS_APART, Team, own_part, whole
 from minipeft.kernels.allocator import keep_freed_memory, ran_out_of_memory
 from minipeft.progress import progress_bar
-from minipeft.training_state import TrainConfig, TrainingState, TrainResult
+from minipeft.train_config import TrainConfig
+from minipeft.training_state import TrainingState, TrainResult
 
 Evaluation = Callable[[], Mapping[str, float | str]]
 """Measures the model as it is; `score` decides which step was best, and higher is better. Text is only written down."""

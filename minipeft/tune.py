@@ -21,7 +21,8 @@ from minipeft.seeds import check_seed
 from minipeft.tasks import Encoder, Task, collate
 from minipeft.tasks.base import Encoded
 from minipeft.train import train
-from minipeft.training_state import TrainConfig, TrainResult
+from minipeft.train_config import TrainConfig
+from minipeft.training_state import TrainResult
 from minipeft.tuned import Tuned, attach
 
 REPORT_FILE = "report.json"

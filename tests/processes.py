@@ -32,7 +32,8 @@ from minipeft.sharding import shard
 from minipeft.tasks import task_from_file
 from minipeft.traffic import Traffic
 from minipeft.train import train
-from minipeft.training_state import TrainConfig, TrainResult
+from minipeft.train_config import TrainConfig
+from minipeft.training_state import TrainResult
 from minipeft.tune import TuneConfig
 from tests.models import random_model
 from tests.tuning import TINY_METHODS, labelled_batch

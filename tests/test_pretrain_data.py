@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from minipeft.corpus import Corpus, CorpusError
-from minipeft.pretrain import TokenWindows, perplexities, unigram_perplexities
+from minipeft.perplexity import perplexities, unigram_perplexities
+from minipeft.pretrain import TokenWindows
 from tests.models import random_model
 
 T = 5

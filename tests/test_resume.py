@@ -20,7 +20,8 @@ from minipeft.gpt2 import GPT2
 from minipeft.methods import Prefix, SoftPrompt
 from minipeft.pretrain import PretrainConfig, pretrain
 from minipeft.tasks import task_from_file
-from minipeft.training_state import METRICS_FILE, STATE_FILE, TrainConfig
+from minipeft.train_config import TrainConfig
+from minipeft.training_state import METRICS_FILE, STATE_FILE
 from minipeft.tune import REPORT_FILE, TuneConfig, tune
 from tests.models import random_model
 from tests.test_train import assert_identical, assert_same_run, rows_of

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from minipeft.files import CheckpointError
 from minipeft.train import OutOfMemory, train
-from minipeft.training_state import METRICS_FILE, STATE_FILE, TrainConfig, TrainingDiverged, TrainResult
+from minipeft.train_config import TrainConfig
+from minipeft.training_state import METRICS_FILE, STATE_FILE, TrainingDiverged, TrainResult
 from tests.models import farthest
 
 CONFIG = TrainConfig(steps=12, lr=0.05, warmup=0.25, weight_decay=0.1, clip=0.5, save_seconds=1e9)

@@ -102,7 +102,7 @@ def pretrain(
     from minipeft.pretrain import PRETRAINING, PretrainConfig
     from minipeft.pretrain import pretrain as run
     from minipeft.token_files import is_prepared
-    from minipeft.training_state import TrainConfig
+    from minipeft.train_config import TrainConfig
 
     how = PretrainConfig(
         replace(shape_to_train(config), dropout=dropout),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from minipeft.corpus import read_text
+from minipeft.perplexity import perplexity_of
 from minipeft.zero_shot.scoring import Row, Subject, batches, score
 
 Bar = Callable[[int], Callable[[str], None]]
@@ -63,8 +64,8 @@ def score_lambada(
     return {
         "accuracy, last word": _share(bool(row.likeliest.all()) for row in scored),
         "accuracy, last token": _share(bool(row.likeliest[-1]) for row in scored),
-        "perplexity per last word": _exp(_mean(float(row.nats.sum()) for row in scored)),
-        "perplexity per last token": _exp(_mean(float(row.nats[-1]) for row in scored)),
+        "perplexity per last word": perplexity_of(_mean(float(row.nats.sum()) for row in scored)),
+        "perplexity per last token": perplexity_of(_mean(float(row.nats[-1]) for row in scored)),
     }
 
 
@@ -109,10 +110,6 @@ def _share(right: Any) -> float:
 def _mean(values: Any) -> float:
     numbers = list(values)
     return math.fsum(numbers) / len(numbers)
-
-
-def _exp(nats: float) -> float:
-    return math.exp(nats) if nats < 700 else math.inf
 
 
 def _json(path: Path, number: int, line: str) -> dict[str, Any]:

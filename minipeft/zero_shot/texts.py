@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from minipeft.perplexity import perplexity_of
 from minipeft.zero_shot.scoring import Row, Subject, batches, score
 
 WIKITEXT_NUMBERS = re.compile(r" @([-,.])@ ")
@@ -29,8 +30,8 @@ class TextScore:
     def values(self) -> dict[str, float]:
         """The measures by the names that the table of reference values uses."""
         return {
-            "perplexity per token": _exp(self.nats / self.tokens),
-            "perplexity per word": _exp(self.nats / self.words),
+            "perplexity per token": perplexity_of(self.nats / self.tokens),
+            "perplexity per word": perplexity_of(self.nats / self.words),
             "bits per byte": self.nats / math.log(2) / self.utf8_bytes,
         }
 
@@ -78,7 +79,3 @@ def detokenised(wikitext: str) -> str:
     text = WIKITEXT_QUOTED.sub(r'"\1"', text)
     text = WIKITEXT_AFTER.sub(r"\1", WIKITEXT_BEFORE.sub(r"\1", text))
     return re.sub(r"^ | $", "", text, flags=re.MULTILINE)
-
-
-def _exp(nats: float) -> float:
-    return math.exp(nats) if nats < 700 else math.inf

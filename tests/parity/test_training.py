@@ -15,7 +15,7 @@ from torch import Tensor
 from minipeft.gpt2 import GPT2
 from minipeft.metrics import read_metrics
 from minipeft.train import train
-from minipeft.training_state import TrainConfig
+from minipeft.train_config import TrainConfig
 
 STEPS, ROWS, LENGTH = 10, 4, 64
 CONSTANT = {"warmup": 0.0, "schedule": "wsd", "decay": 0.0, "clip": 0.0}
