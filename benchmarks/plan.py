@@ -21,7 +21,7 @@ from typing import Any
 from resident import resident
 
 SHAPES = {
-    "nano": {"n_layer": 6, "n_head": 6, "n_embd": 192, "n_positions": 256, "vocab_size": 8257},
+    "nano": {"n_layer": 6, "n_head": 4, "n_embd": 256, "n_positions": 256, "vocab_size": 8257},
     "small": {},
     "medium": {"n_layer": 24, "n_head": 16, "n_embd": 1024},
 }

@@ -582,7 +582,7 @@ def test_free_text_is_tuned_and_measured(data: str, options: str, run: Run) -> N
     assert "accuracy" not in measured
 
 
-@pytest.mark.parametrize(("model", "shown"), [("nano", "4,304,064"), ("gpt2-xl", "1,557,611,200")])
+@pytest.mark.parametrize(("model", "shown"), [("nano", "6,918,400"), ("gpt2-xl", "1,557,611,200")])
 def test_the_methods_are_counted_without_weights(model: str, shown: str, run: Run) -> None:
     told = assert_done(run(f"methods --model {model}")).out
     assert f"{model}: {shown} parameters" in told

@@ -38,11 +38,11 @@ stored = {name: tensor.read().float() for name, tensor in open_model("nano").ten
 for name, tensor in stored.items():
     if ".h." not in name or ".h.0." in name:  # the other blocks look like the first
         print(f"{name:40} {list(tensor.shape)}")
-assert stored["transformer.h.0.attn.c_attn.weight"].shape == (192, 576)
-assert stored["transformer.h.0.attn.c_proj.weight"].shape == (192, 192)
+assert stored["transformer.h.0.attn.c_attn.weight"].shape == (256, 768)
+assert stored["transformer.h.0.attn.c_proj.weight"].shape == (256, 256)
 
 # %% [markdown]
-# A vector of 192 numbers goes into `c_attn` and 576 come out: query, key and value. So the file has it as `[in, out]`.
+# A vector of 256 numbers goes into `c_attn` and 768 come out: query, key and value. So the file has it as `[in, out]`.
 # OpenAI wrote their linear layers as convolutions of width one in TensorFlow, which keeps weights that way round.
 # PyTorch's `nn.Linear` keeps them as `[out, in]`. The smallest case, two numbers in and three out:
 
@@ -168,21 +168,21 @@ assert losses["everything reshaped"] > losses["all tokens alike, guessed"]
 
 # %% [markdown]
 # So look at a matrix before you trust it. Here is the first block's `c_attn`, dark where its numbers are large. The
-# right one has bands: 192 rows of queries, 192 of keys, 192 of values, and in each of them the heads as narrower bands.
+# right one has bands: 256 rows of queries, 256 of keys, 256 of values, and in each of them the heads as narrower bands.
 # The reshaped one has its bands the wrong way round, and every third row is pale: each row of the file became three,
 # one of queries, one of keys, one of values.
 
 # %% tags=["figure"]
 c_attn = stored["transformer.h.0.attn.c_attn.weight"]
 maps(
-    [c_attn, c_attn.T, c_attn.reshape(576, 192)],
-    ["stored [192, 576]", "transposed [576, 192]", "reshaped [576, 192]"],
+    [c_attn, c_attn.T, c_attn.reshape(768, 256)],
+    ["stored [256, 768]", "transposed [768, 256]", "reshaped [768, 256]"],
     "Transposed, each head's queries, keys and values are rows; reshaped, all are mixed",
 )
 rows = c_attn.T.abs().mean(dim=1)
-assert c_attn.T.shape == (3 * 192, 192)
+assert c_attn.T.shape == (3 * 256, 256)
 assert (
-    rows[384:].mean() < rows[:384].mean() / 2
+    rows[512:].mean() < rows[:512].mean() / 2
 )  # the values are much smaller than queries and keys
 
 # %% [markdown]

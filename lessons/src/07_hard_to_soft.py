@@ -194,7 +194,7 @@ tuned = attach(model, SoftPrompt(length=20, init="labels", labels=("bad", "good"
 encoder = encoder_for(tuned, task)
 rows = [encoder.encode(example) for example in task.splits["train"][::10]]
 print(f"{tuned.num_trainable():,} numbers are trained, {model.num_parameters():,} are not")
-assert tuned.num_trainable() == 3840
+assert tuned.num_trainable() == 5120
 
 
 def loss_on(rows) -> torch.Tensor:
@@ -257,12 +257,12 @@ dots_and_a_line(
     "Words hardly move a small model; learned vectors do better than the best of them",
     "right answers in %, on reviews that nobody has seen (band: two standard errors)",
 )
-assert all(row["answers_good"] == 1.0 for row in measured["prompts"])
-assert (round(max(plain.values())), round(max(calibrated.values())), round(soft)) == (50, 58, 63)
+assert all(row["answers_good"] > 0.97 for row in measured["prompts"])
+assert (round(max(plain.values())), round(max(calibrated.values())), round(soft)) == (51, 57, 62)
 
 # %% [markdown]
-# So the guess: 50 percent. Whatever the words, so small a model answers "good" to every single review. Once that bias
-# is subtracted, the best of the ten ways gets 58 percent right; the learned prompt gets 63, with no such help. How the
+# So the guess: 51 percent. Whatever the words, so small a model answers "good" to nearly every review. Once that bias
+# is subtracted, the best of the ten ways gets 57 percent right; the learned prompt gets 62, with no such help. How the
 # two compare for larger models is the first figure of the paper named below.
 #
 # ## In the package

@@ -124,8 +124,9 @@ check("08a", start_from_labels)  # against a loop over single numbers; for help:
 #
 # Each cell is a prompt that was trained for 600 steps of 32 reviews, with its own learning rate, start and length; the
 # number is the best accuracy that it reached on the 956 reviews of the development split, in percent. One standard
-# error is 1.6 points, so do not read much into one or two. It took more than an hour on two cores: `python
-# recipes/sweep.py --grid soft_prompt --out runs/grid` does it again.
+# error is 1.6 points, so do not read much into one or two. It took more than an hour on two cores, with the first nano
+# (4.3 million numbers): `python recipes/sweep.py --grid soft_prompt --out runs/grid` does it with the one that ships
+# now.
 
 # %% tags=["figure"]
 path = folder().parent / "docs" / "results" / "sweep_soft_prompt_grid.jsonl"
@@ -229,12 +230,12 @@ lengths = learned.norm(dim=1)
 print(
     f"its vectors are {lengths.mean() / embeddings.norm(dim=1).median():.0f} times as long as a token's"
 )
-assert lengths.min() > 6 * embeddings.norm(dim=1).median()
-assert cosines.max() < 0.4
+assert lengths.min() > 5 * embeddings.norm(dim=1).median()
+assert cosines.max() < 0.45
 
 # %% [markdown]
-# So it reads like nothing. Its vectors are more than 6 times as long as those of tokens, and no token comes nearer to
-# any of them than a cosine of 0.4. A prompt is found by a gradient, and the gradient never asked for something that
+# So it reads like nothing. Its vectors are more than 5 times as long as those of tokens, and no token comes nearer to
+# any of them than a cosine of 0.45. A prompt is found by a gradient, and the gradient never asked for something that
 # people can read. In section seven of their paper Lester et al. find nearest tokens of a large model that do look like
 # the task; that they explain what the prompt does is another claim.
 #
