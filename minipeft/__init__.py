@@ -1,8 +1,9 @@
 """minipeft: a GPT-2 to read in an evening, and the ways to adapt it with few parameters."""
 
+from minipeft.bank import PromptBank
 from minipeft.config import GPT2Config
 from minipeft.files import CheckpointError
-from minipeft.generate import Sampling, generate
+from minipeft.generate import generate, stream_text, write
 from minipeft.gpt2 import GPT2
 from minipeft.methods import (
     IA3,
@@ -17,6 +18,7 @@ from minipeft.methods import (
     SoftPrompt,
     Stack,
 )
+from minipeft.sampling import Sampling
 from minipeft.tokenizer import Tokenizer
 from minipeft.tuned import Tuned, attach, load
 
@@ -33,6 +35,7 @@ __all__ = [
     "LoRA",
     "PTuning",
     "Prefix",
+    "PromptBank",
     "Sampling",
     "SoftPrompt",
     "Stack",
@@ -41,4 +44,6 @@ __all__ = [
     "attach",
     "generate",
     "load",
+    "stream_text",
+    "write",
 ]

@@ -137,19 +137,24 @@ class Memory(Protocol):
 
 
 class FixedMemory:
-    """The same P learned keys and values before every text; gradients flow into them.
+    """P learned keys and values before every text, the same for all or each row's own; gradients flow into them.
 
-    `keys`, `values`: [L, 1 or B, H, P, Dh].
+    `keys`, `values`: [L, 1 or B, H, P, Dh]. `real`: which of them a row has, where rows have unlike many.
     """
 
-    def __init__(self, keys: Float[Tensor, "L B H P Dh"], values: Float[Tensor, "L B H P Dh"]) -> None:
-        self.keys, self.values = keys, values
+    def __init__(
+        self,
+        keys: Float[Tensor, "L B H P Dh"],
+        values: Float[Tensor, "L B H P Dh"],
+        real: Bool[Tensor, "B P"] | None = None,
+    ) -> None:
+        self.keys, self.values, self._real = keys, values, real
         self.length = keys.shape[3]
 
     @property
-    def real(self) -> None:
-        """All of them: a prefix is never padding."""
-        return None
+    def real(self) -> Bool[Tensor, "B P"] | None:
+        """None where all of them are: one prefix alone is never padding."""
+        return self._real
 
     def of(self, layer: int) -> tuple[Float[Tensor, "B H P Dh"], Float[Tensor, "B H P Dh"]]:
         """The learned keys and values of one layer."""
@@ -188,13 +193,24 @@ class KVCache:
         """Which of the filled slots are no padding; None: all."""
         return self._real[:, : self.length] if self._padded else None
 
+    @property
+    def filled(self) -> Bool[Tensor, "B S"]:
+        """Which of all slots hold a key that is no padding."""
+        return self._real
+
     def start_with(self, memory: FixedMemory) -> None:
         """Fill the first slots with a learned memory: from here on a prefix is a part of the cache."""
         assert self.length == 0
         self.keys[:, :, :, : memory.length] = memory.keys.detach()
         self.values[:, :, :, : memory.length] = memory.values.detach()
-        self._real[:, : memory.length] = True
+        self._real[:, : memory.length] = True if memory.real is None else memory.real
+        self._padded = memory.real is not None
         self.length = memory.length
+
+    def select(self, rows: Int[Tensor, "N"]) -> None:
+        """Go on with these rows, in this order; one may come several times."""
+        self.keys, self.values = self.keys.index_select(1, rows), self.values.index_select(1, rows)
+        self._real = self._real.index_select(0, rows)
 
     def extend(
         self, layer: int, k: Float[Tensor, "B H T Dh"], v: Float[Tensor, "B H T Dh"]

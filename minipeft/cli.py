@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import typer
 
+from minipeft.commands.bank import bank
 from minipeft.commands.check import check
 from minipeft.commands.demo import demo
 from minipeft.commands.download import download
@@ -27,6 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(generate)
+app.add_typer(bank, name="bank")
 app.command()(tune)
 app.command("eval")(evaluate)
 app.command()(prepare)

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from minipeft.evaluate import Score, evaluate, label_log_likelihoods, majority, score_labels
 from minipeft.files import write_json
-from minipeft.generate import Sampling
 from minipeft.gpt2 import GPT2
 from minipeft.methods import FullFinetuning, HardPrompt, Method, Prefix, SoftPrompt
 from minipeft.plots import accuracy_bars
+from minipeft.sampling import Sampling
 from minipeft.tasks import TASKS, Example, Task
 from minipeft.tune import TuneConfig, encoder_for, tune
 from minipeft.tuned import SHIPPED_ADAPTERS, WEIGHTS_FILE, Tuned, attach, load

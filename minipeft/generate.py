@@ -1,118 +1,239 @@
-"""Writing text: one loop for the base and every tuned model, greedy or sampled, over a key-value cache."""
+"""Writing text: one loop for the base, every tuned model and a bank of prompts, over a key-value cache."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from minipeft.attention import FixedMemory
+from minipeft.attention import FixedMemory, KVCache
 from minipeft.gpt2 import GPT2
-from minipeft.seeds import check_seed
+from minipeft.kernels.decoding import go_on_compiled
+from minipeft.sampling import Sampling, choose, discouraged
+from minipeft.written import Written
 
 Prompts = TypeVar("Prompts", str, list[str], list[int], list[list[int]], Tensor)
+STEPS_ALIKE = 64
+"""A compiled step is compiled again for every number of slots, so there are only multiples of this."""
+LEAVE = 4
+"""Rows that have ended leave the batch when they are one in so many; until then computing them costs less than copying
+the cache of the others."""
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen: temperature 0 takes the likeliest, else one is drawn among the top_k / top_p.
+@dataclass
+class Row:
+    """One text that is being written."""
 
-    Source: nucleus (top_p) sampling, Holtzman et al. 2020, §3.1.
-    """
+    sampling: Sampling
+    prompt: list[int]
+    generator: torch.Generator
+    written: Written | None
+    """Its text, where something in it may end it."""
+    new: list[int] = field(default_factory=list)
+    log_probabilities: list[float] = field(default_factory=list)
+    """Of each new token and of the `<|endoftext|>` behind them, by the model's own distribution: before temperature,
+    penalties and cuts."""
+    ended: bool = False
 
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}.")
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature must be a number of at least 0, got {self.temperature}.")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k must be at least 1, got {self.top_k}.")
-        check_seed(self.seed)
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}.")
+    def add(self, token: int, end_of_text: int) -> None:
+        """Take a token, and see whether it is the last."""
+        if token == end_of_text:
+            self.ended = True
+            return
+        self.new.append(token)
+        if self.written is not None:
+            self.written.add(token)
+        stopped = self.written is not None and self.written.stopped
+        self.ended = stopped or len(self.new) == self.sampling.max_new_tokens
 
 
 def generate(
     model: GPT2,
     prompts: Prompts,
-    sampling: Sampling | None = None,
+    sampling: Sampling | Sequence[Sampling] | None = None,
     *,
     prompt: Float[Tensor, "1 P D"] | None = None,
     memory: FixedMemory | None = None,
+    attention_mask: Int[Tensor, "B T"] | Bool[Tensor, "B T"] | None = None,
 ) -> Prompts:
     """Continue `prompts`: a text, a list of texts, token ids, a list of them, or a tensor [B, T]; the same type back.
 
     What comes back begins with what was given and ends before `<|endoftext|>`, if one was written (a tensor is filled
-    up with it). Raises ValueError if a prompt is empty or leaves no room for `max_new_tokens`.
+    up with it), and before a text of `Sampling.stop` (token ids: with the token that completes it).
+    `sampling`: for all rows, whose draws then begin from seed, seed + 1, …; or one for each row, with its own seed.
+    `attention_mask`: of a tensor, 1 real, 0 padding, left or right; what is written stands behind each row.
+    Raises ValueError if a prompt is empty or leaves no room for `max_new_tokens`.
     """
+    return _as_given(
+        model, prompts, write(model, _rows(model, prompts, attention_mask), sampling, prompt=prompt, memory=memory)
+    )
+
+
+def write(
+    model: GPT2,
+    prompts: Prompts,
+    sampling: Sampling | Sequence[Sampling] | None = None,
+    *,
+    prompt: Float[Tensor, "1 P D"] | None = None,
+    memory: FixedMemory | None = None,
+    log_probabilities: bool = False,
+) -> list[Row]:
+    """What `generate` does, as rows: the tokens that were written and, if asked for, their log-probabilities."""
     rows = _rows(model, prompts)
-    new: list[list[int]] = [[] for _ in rows]
-    for step in stream(model, rows, sampling or Sampling(), prompt=prompt, memory=memory):
-        for row, token in zip(new, step, strict=True):
-            if token is not None:
-                row.append(token)
-    return _as_given(model, prompts, rows, new)
+    samplings = of_each(sampling, len(rows))
+    if any(sampling.beams > 1 for sampling in samplings):
+        from minipeft.beams import beam_search
+
+        return beam_search(model, rows, samplings, prompt=prompt, memory=memory)
+    *_, last = steps(model, rows, samplings, prompt=prompt, memory=memory, log_probabilities=log_probabilities)
+    return last
 
 
-@torch.no_grad()
 def stream(
     model: GPT2,
     rows: Sequence[Sequence[int]],
-    sampling: Sampling,
+    sampling: Sampling | Sequence[Sampling],
     *,
     prompt: Float[Tensor, "1 P D"] | None = None,
     memory: FixedMemory | None = None,
 ) -> Iterator[list[int | None]]:
-    """The next token of every row, step by step; None once a row has written `<|endoftext|>`."""
-    tokens, real = left_padded(rows, model.config.vocab_size - 1, model.device)
+    """The next token of every row, step by step; None once a row has ended."""
+    for step, written in enumerate(steps(model, rows, of_each(sampling, len(rows)), prompt=prompt, memory=memory)):
+        tokens = [row.new[step] if step < len(row.new) else None for row in written]
+        if any(token is not None for token in tokens):
+            yield tokens
+
+
+def stream_text(
+    model: GPT2,
+    text: str,
+    sampling: Sampling | None = None,
+    *,
+    prompt: Float[Tensor, "1 P D"] | None = None,
+    memory: FixedMemory | None = None,
+) -> Iterator[str]:
+    """What is written behind `text`, piece by piece as it is sure; the pieces make up what `generate` adds."""
+    sampling = sampling or Sampling()
+    shown = Written(model.tokenizer, sampling.stop)
+    for (token,) in stream(model, _rows(model, text), sampling, prompt=prompt, memory=memory):
+        if token is not None and (piece := shown.add(token)):
+            yield piece
+    if rest := shown.end():
+        yield rest
+
+
+def steps(
+    model: GPT2,
+    rows: Sequence[Sequence[int]],
+    samplings: Sequence[Sampling],
+    *,
+    prompt: Float[Tensor, "1 P D"] | None = None,
+    memory: FixedMemory | None = None,
+    log_probabilities: bool = False,
+) -> Iterator[list[Row]]:
+    """The rows after each token, until all have ended; those that have, leave the batch."""
+    end_of_text = model.config.vocab_size - 1
+    every = [begun(model, row, sampling) for row, sampling in zip(rows, samplings, strict=True)]
+    cache, logits = read(model, every, prompt, memory)
+    there = list(every)
+    while True:
+        chosen = _chosen(logits, there)
+        if log_probabilities:
+            _note(logits, there, chosen)
+        for row, token in zip(there, chosen, strict=True):
+            if not row.ended:
+                row.add(token, end_of_text)
+        yield every
+        ended = sum(row.ended for row in there)
+        if ended == len(there):
+            return
+        tokens = torch.tensor(chosen, device=model.device)[:, None]
+        if ended * LEAVE >= len(there) and model.step is None:  # a compiled step is for one number of rows
+            staying = torch.tensor([place for place, row in enumerate(there) if not row.ended], device=model.device)
+            cache.select(staying)
+            tokens, there = tokens[staying], [row for row in there if not row.ended]
+        logits = go_on(model, tokens, cache)
+
+
+def begun(model: GPT2, ids: Sequence[int], sampling: Sampling) -> Row:
+    """A row before its first token."""
+    written = Written(model.tokenizer, sampling.stop) if sampling.stop else None
+    return Row(sampling, list(ids), torch.Generator().manual_seed(sampling.seed), written)
+
+
+@torch.no_grad()
+def read(
+    model: GPT2, rows: Sequence[Row], prompt: Float[Tensor, "1 P D"] | None, memory: FixedMemory | None
+) -> tuple[KVCache, Float[Tensor, "B V"]]:
+    """A cache in which prefix, prompt and texts stand, with room for what is to be written, and the next logits.
+
+    Raises ValueError, before any compute, if there are not enough positions for a row.
+    """
+    ids = [row.prompt for row in rows]
+    tokens, real = left_padded(ids, model.config.vocab_size - 1, model.device)
     P = 0 if prompt is None else prompt.shape[1]
-    M = 0 if memory is None else memory.length
-    capacity = M + P + tokens.shape[1] + sampling.max_new_tokens - 1
-    if capacity > model.config.n_positions:
-        raise ValueError(
-            f"{M + P} positions of the adapter + {tokens.shape[1]} of the text + {sampling.max_new_tokens} new tokens "
-            f"do not fit into this model's {model.config.n_positions}; lower max_new_tokens or shorten the text."
-        )
-    cache = model.new_cache(len(rows), capacity)
+    slots = 0 if memory is None else memory.length
+    before = [slots] * len(rows) if memory is None or memory.real is None else memory.real.sum(dim=1).tolist()
+    for row, own in zip(rows, before, strict=True):
+        if own + P + len(row.prompt) + row.sampling.max_new_tokens - 1 > model.config.n_positions:
+            raise ValueError(
+                f"{own + P} positions of the adapter + {len(row.prompt)} of the text + {row.sampling.max_new_tokens} "
+                f"new tokens do not fit into this model's {model.config.n_positions}; lower max_new_tokens or shorten "
+                "the text."
+            )
+    most_new = max(row.sampling.max_new_tokens for row in rows)
+    capacity = slots + P + tokens.shape[1] + most_new - 1
+    cache = model.new_cache(len(rows), capacity if model.step is None else capacity + -capacity % STEPS_ALIKE)
     if memory is not None:
         cache.start_with(memory)
-    generators = [torch.Generator().manual_seed(sampling.seed + row) for row in range(len(rows))]
-    finished = [False] * len(rows)
-    eot = model.config.vocab_size - 1
+    last = torch.zeros_like(real)
+    last[:, -1] = True
     padding = None if bool(real.all()) else real
-
-    hidden = model.hidden(tokens, padding, prompt=prompt, memory=cache)
-    for left in reversed(range(sampling.max_new_tokens)):
-        chosen = choose(model.logits(hidden[:, -1]).float().cpu(), sampling, generators)
-        finished = [done or token == eot for done, token in zip(finished, chosen, strict=True)]
-        if all(finished):
-            return
-        yield [None if done else token for done, token in zip(finished, chosen, strict=True)]
-        if left:
-            hidden = model.hidden(torch.tensor(chosen, device=model.device)[:, None], memory=cache)
+    hidden = model.hidden(tokens, padding, prompt=prompt, memory=cache, only=last)
+    return cache, model.logits(hidden).float().cpu()
 
 
-def choose(logits: Float[Tensor, "B V"], sampling: Sampling, generators: Sequence[torch.Generator]) -> list[int]:
-    """One token per row; a row's draw depends on its own generator alone."""
-    if sampling.temperature == 0:
-        return logits.argmax(dim=-1).tolist()
-    best = logits.max(dim=-1, keepdim=True).values
-    logits = (logits - best) / sampling.temperature  # at most 0, so that no temperature is too small
-    if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
-        least = logits.topk(sampling.top_k).values[:, -1:]
-        logits = logits.masked_fill(logits < least, float("-inf"))
-    if sampling.top_p is not None:
-        logits = logits.masked_fill(~_nucleus(logits, sampling.top_p), float("-inf"))
-    shares = logits.softmax(dim=-1)
-    return [int(torch.multinomial(row, 1, generator=g)) for row, g in zip(shares, generators, strict=True)]
+@torch.no_grad()
+def go_on(model: GPT2, tokens: Int[Tensor, "B 1"], cache: KVCache) -> Float[Tensor, "B V"]:
+    """Read one more token of each row; the logits of the next."""
+    if model.step is not None:
+        return go_on_compiled(model.step, tokens, cache)
+    return model.logits(model.hidden(tokens, memory=cache)[:, -1]).float().cpu()
+
+
+def _chosen(logits: Float[Tensor, "B V"], rows: Sequence[Row]) -> list[int]:
+    """One token for each row, by its own settings."""
+    samplings = [row.sampling for row in rows]
+    allowed = discouraged(logits, [row.prompt + row.new for row in rows], samplings)
+    alike: dict[Sampling, list[int]] = {}
+    for place, sampling in enumerate(samplings):
+        alike.setdefault(replace(sampling, seed=0), []).append(place)
+    chosen = [0] * len(rows)
+    for sampling, places in alike.items():
+        own = allowed if len(places) == len(rows) else allowed[places]
+        for place, token in zip(places, choose(own, sampling, [rows[i].generator for i in places]), strict=True):
+            chosen[place] = token
+    return chosen
+
+
+def _note(logits: Float[Tensor, "B V"], rows: Sequence[Row], chosen: Sequence[int]) -> None:
+    """Remember the log-probability of what was chosen."""
+    scored = logits.log_softmax(dim=-1)
+    for place, row in enumerate(rows):
+        if not row.ended:
+            row.log_probabilities.append(float(scored[place, chosen[place]]))
+
+
+def of_each(sampling: Sampling | Sequence[Sampling] | None, rows: int) -> list[Sampling]:
+    """Settings for each row; of one for all, the seeds count up. Raises ValueError if there are not as many as rows."""
+    if sampling is None or isinstance(sampling, Sampling):
+        one = sampling or Sampling()
+        return [replace(one, seed=(one.seed + row) % 2**32) for row in range(rows)]
+    if len(sampling) != rows:
+        raise ValueError(f"there are {len(sampling)} settings of sampling for {rows} rows.")
+    return list(sampling)
 
 
 def left_padded(
@@ -125,16 +246,13 @@ def left_padded(
     return tokens, real
 
 
-def _nucleus(logits: Float[Tensor, "B V"], top_p: float) -> Bool[Tensor, "B V"]:
-    """The smallest set of likeliest tokens whose probabilities reach top_p."""
-    shares, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
-    before = shares.cumsum(dim=-1) - shares  # the probability of all likelier tokens
-    return torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before < top_p)
-
-
-def _rows(model: GPT2, prompts: Any) -> list[list[int]]:
+def _rows(model: GPT2, prompts: Any, attention_mask: Tensor | None = None) -> list[list[int]]:
+    if attention_mask is not None and (not isinstance(prompts, Tensor) or attention_mask.shape != prompts.shape):
+        raise ValueError("attention_mask belongs to prompts that are a tensor, and has its shape.")
     if isinstance(prompts, Tensor):
-        rows = prompts.tolist() if prompts.dim() == 2 else [prompts.tolist()]
+        table = prompts if prompts.dim() == 2 else prompts[None]
+        real = torch.ones_like(table, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        rows = [row[own].tolist() for row, own in zip(table, real.view_as(table), strict=True)]
     elif isinstance(prompts, str):
         rows = [model.tokenizer.encode(prompts)]
     elif prompts and isinstance(prompts[0], str):
@@ -151,17 +269,22 @@ def _rows(model: GPT2, prompts: Any) -> list[list[int]]:
     return rows
 
 
-def _as_given(model: GPT2, prompts: Prompts, rows: list[list[int]], new: list[list[int]]) -> Prompts:
+def _as_given(model: GPT2, prompts: Prompts, written: list[Row]) -> Prompts:
     if isinstance(prompts, Tensor):
-        T = max(map(len, new))
-        filled = [
-            row + ids + [model.config.vocab_size - 1] * (T - len(ids)) for row, ids in zip(rows, new, strict=True)
-        ]
-        return torch.tensor(filled, device=prompts.device)
+        T = max(len(row.new) for row in written)
+        ends = [row.new + [model.config.vocab_size - 1] * (T - len(row.new)) for row in written]
+        table = prompts if prompts.dim() == 2 else prompts[None]
+        return torch.cat([table, torch.tensor(ends, dtype=table.dtype, device=table.device).view(len(ends), T)], dim=1)
     if isinstance(prompts, str):
-        return prompts + model.tokenizer.decode(new[0])
+        return prompts + _text(model, written[0])
     if isinstance(prompts[0], str):
-        return [str(text) + model.tokenizer.decode(ids) for text, ids in zip(prompts, new, strict=True)]
+        return [str(text) + _text(model, row) for text, row in zip(prompts, written, strict=True)]
     if isinstance(prompts[0], int):
-        return rows[0] + new[0]
-    return [row + ids for row, ids in zip(rows, new, strict=True)]
+        return written[0].prompt + written[0].new
+    return [row.prompt + row.new for row in written]
+
+
+def _text(model: GPT2, row: Row) -> str:
+    """What a row has written, without what ended it."""
+    shown = Written(model.tokenizer, row.sampling.stop)
+    return "".join(map(shown.add, row.new)) + shown.end()

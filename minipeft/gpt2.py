@@ -139,7 +139,7 @@ class GPT2(Computing):
         self.lm_head = None if config.tied else nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.use_attention(attention)
         self.use_loss("plain").use_activations(None)
-        self.use_checkpointing(False).use_packing(False)
+        self.use_checkpointing(False).use_packing(False).use_compiled_steps(False)
         if self.wte.weight.device.type != "meta":
             self._initialise(seed)
 
@@ -176,12 +176,13 @@ class GPT2(Computing):
         """
         B, T = tokens.shape
         P = 0 if prompt is None else prompt.shape[1]
-        M = 0 if memory is None else memory.length
-        self.check_room(M, P, T)
         if attention_mask is not None and attention_mask.shape != tokens.shape:
             raise ValueError(f"attention_mask is {tuple(attention_mask.shape)}, but tokens are {(B, T)}.")
-
         real = tokens.new_ones(B, T, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        M = 0 if memory is None else memory.length
+        if self.config.n_positions < M + P + T:  # padding takes no position
+            M, T = _of_the_fullest(real, memory)
+        self.check_room(M, P, T)
         if prompt is not None:
             real = torch.cat([real.new_ones(B, P), real], dim=1)
         x = self.embed(tokens, next_positions(real, memory), prompt)
@@ -365,3 +366,14 @@ class GPT2(Computing):
                 parameter.copy_(drawn)  # drawn on the CPU, so that a seed means the same on every device
             elif name.endswith("bias"):
                 parameter.zero_()
+
+
+def _of_the_fullest(real: Bool[Tensor, "B T"], memory: Memory | None) -> tuple[int, int]:
+    """How many real keys in memory and tokens that row has which has most of both."""
+    before = real.new_zeros(len(real), 0) if memory is None else memory.real
+    if before is None:
+        assert memory is not None
+        before = real.new_ones(len(real), memory.length)
+    kept, read = before.sum(dim=1), real.sum(dim=1)
+    row = int((kept + read).argmax())
+    return int(kept[row]), int(read[row])

@@ -18,11 +18,12 @@ from minipeft.corpus import HELD_OUT_PERCENT, CorpusError
 from minipeft.distributed import ALONE, Team
 from minipeft.downloads import PUBLIC
 from minipeft.files import write_json
-from minipeft.generate import Sampling, generate
+from minipeft.generate import generate
 from minipeft.gpt2 import GPT2
 from minipeft.perplexity import perplexities, unigram_perplexities
 from minipeft.plan import check_micro_batch, measure_rates, model_flops, rows_at_once
 from minipeft.rehearsal import Work
+from minipeft.sampling import Sampling
 from minipeft.token_files import Shards, TokenFiles, is_prepared, prepare_tokens
 from minipeft.tokenizer import Tokenizer
 from minipeft.train import train

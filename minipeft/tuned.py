@@ -1,6 +1,6 @@
 """A model with a method attached: forward, loss, generate, save and load, and the base back unharmed."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,13 +21,14 @@ from minipeft.files import (
     tensor_pieces,
     write_together,
 )
-from minipeft.generate import Prompts, Sampling, generate
+from minipeft.generate import Prompts, generate
 from minipeft.gpt2 import GPT2
 from minipeft.methods import Attachment, HardPrompt, Method, Prefix, Stack, method_of
 from minipeft.methods.base import Doors, shared_peft_config, without_weights
 from minipeft.methods.made_for import base_told, check_made_for
 from minipeft.methods.prefix import keys_and_values
 from minipeft.methods.weights import copied
+from minipeft.sampling import Sampling
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 SHIPPED_ADAPTERS = Path(__file__).parent / "assets" / "prompts"
@@ -149,8 +150,8 @@ class Tuned(nn.Module):
         """Continue `prompts`; options are those of `Sampling`: temperature, top_k, top_p, seed. See `generate`."""
         return self.generate_with(prompts, Sampling(max_new_tokens=max_new_tokens, **sampling))
 
-    def generate_with(self, prompts: Prompts, settings: Sampling) -> Prompts:
-        """Continue `prompts` as `settings` say."""
+    def generate_with(self, prompts: Prompts, settings: Sampling | Sequence[Sampling]) -> Prompts:
+        """Continue `prompts` as `settings` say: for all rows, or for each."""
         with torch.no_grad():
             doors = self.doors()
         if isinstance(self.method, HardPrompt) and not self._disabled:
@@ -256,7 +257,9 @@ def _unfreeze(base: GPT2, holder: Tuned) -> None:
         del base.__dict__["_frozen"]
 
 
-def _generate_around(model: GPT2, around: Callable[[str], str], prompts: Prompts, settings: Sampling) -> Prompts:
+def _generate_around(
+    model: GPT2, around: Callable[[str], str], prompts: Prompts, settings: Sampling | Sequence[Sampling]
+) -> Prompts:
     """Generation behind a hard prompt: the model reads the words, the reader gets the text and its continuation."""
     if isinstance(prompts, str):
         return prompts + generate(model, around(prompts), settings).removeprefix(around(prompts))

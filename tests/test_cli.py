@@ -20,16 +20,17 @@ from safetensors.torch import load_file, save_file
 
 import minipeft.tune
 from minipeft import cli
+from minipeft.bank import PromptBank
 from minipeft.commands.pretrain import pretrain
 from minipeft.commands.recipe import with_recipe
 from minipeft.config import GPT2Config
 from minipeft.corpus import build_corpus, is_held_out
 from minipeft.files import json_bytes, read_json
-from minipeft.generate import Sampling
 from minipeft.gpt2 import GPT2
 from minipeft.methods import LoRA, SoftPrompt
 from minipeft.metrics import PICTURE_FILE
 from minipeft.pretrain import CONFIGS, TOKENS_FOLDER
+from minipeft.sampling import Sampling
 from minipeft.token_files import TokenFiles
 from minipeft.tokenizer import Tokenizer
 from minipeft.training_state import METRICS_FILE, STATE_FILE
@@ -45,6 +46,7 @@ MODEL = "--model {inputs}/model --device cpu"
 TUNE_NOTHING = f"tune soft_prompt {MODEL} --length 4 --steps 5 --batch-size 2 --out {{out}}"
 TUNE = f"{TUNE_NOTHING} --data {{inputs}}/reviews.tsv {COLUMNS}"
 GENERATE = f"generate 'The end' {MODEL} --max-new-tokens 5"
+BATCH = f"generate {MODEL} --batch {{inputs}}/requests.jsonl --out {{out}}/written.jsonl --max-new-tokens 5"
 EVAL_NOTHING = f"eval {MODEL} --data {{inputs}}/reviews.tsv {COLUMNS}"
 EVAL = f"{EVAL_NOTHING} --adapter {{inputs}}/adapter"
 PRETRAIN = (
@@ -105,6 +107,28 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [f"{n} the {draw.choice(['best', 'worst'])} of it\t{draw.choice(['good', 'bad'])}\n" for n in range(40)]
     (folder / "reviews.tsv").write_text("text\tlabel\n" + "".join(rows))
     (folder / "second" / "reviews.tsv").write_text("text\tlabel\n" + "".join(rows).replace("good", "poor"))
+    requests = [
+        {"prompt": "The end", "task": "one"},
+        {"prompt": "A"},
+        {"prompt": "The end", "task": "two", "max_new_tokens": 2, "temperature": 0},
+        {"prompt": "so", "task": "one", "stop": ["e"]},
+        {"prompt": "The end", "task": None, "beams": 2, "temperature": 0},
+    ]
+    (folder / "requests.jsonl").write_text("".join(json.dumps(request) + "\n" for request in requests))
+    bank = PromptBank(model)
+    bank.add("one", folder / "adapter")
+    bank.add("two", folder / "adapter")
+    bank.save(folder / "bank")
+    wrong_lines = {"no_json": "{", "no_prompt": '{"task": "one"}', "no_setting": '{"prompt": "a", "lenght": 3}'}
+    wrong_lines |= {"no_task": '{"prompt": "a", "task": "three"}', "no_number": '{"prompt": "a", "top_k": 0}'}
+    wrong_lines |= {
+        "half_a_token": '{"prompt": "a", "max_new_tokens": 2.5}',
+        "hot": '{"prompt": "a", "temperature": "x"}',
+        "stops": '{"prompt": "a", "stop": "a"}',
+    }
+    wrong_lines |= {"a_number": '{"prompt": 3}', "a_list": "[]", "odd_task": '{"prompt": "a", "task": 3}'}
+    for name, line in wrong_lines.items():
+        (folder / f"{name}.jsonl").write_text('{"prompt": "fine"}\n' + line + "\n")
     (folder / "once.tsv").write_text("text\tlabel\n" + "".join(rows) + "so it is\tbetter\n")
     (folder / "long.tsv").write_text("text\tlabel\n" + "".join(rows) + "the end " * 60 + "\tgood\n")
     (folder / "latin1.tsv").write_bytes(b"text\tlabel\n" + "café\tgood\n".encode("latin-1"))
@@ -240,6 +264,31 @@ OTHER_MISTAKES = {
     "a rate without a GPU": ("plan --tflops 3", "--tflops is a positive number, and of a --gpu."),
     "a plan for no tokens": ("plan --method lora --tokens 0", "length must be at least 1, got 0."),
     "a plan for too many tokens": ("plan --method lora --tokens 300", "300 tokens = 300 positions, but this model has"),
+    "nothing to continue": (f"generate {MODEL}", "give either a text to continue, or a file of them with --batch"),
+    "a text and a file": (f"{BATCH} 'The end'", "give either a text to continue, or a file of them with --batch"),
+    "a file and nowhere to": (f"generate {MODEL} --batch {{inputs}}/requests.jsonl", "--batch needs --out"),
+    "an adapter and a bank": (f"{GENERATE} --adapter {{inputs}}/adapter --bank {{inputs}}/bank", "give one"),
+    "a task and no bank": (f"{GENERATE} --task one", "--task names a prompt of --bank"),
+    "a task that is not there": (f"{GENERATE} --bank {{inputs}}/bank --task three", "there is no prompt for 'three'"),
+    "no rows at once": (f"{BATCH} --bank {{inputs}}/bank --rows 0", "rows must be at least 1, got 0"),
+    "beams that draw": (f"{GENERATE} --beams 2 --temperature 1", "beam search draws nothing"),
+    "a line without its prompt": (BATCH, "requests.jsonl, line 1: there is no prompt for 'one'; see --bank"),
+    **{
+        f"a line with {name}": (f"{BATCH} --bank {{inputs}}/bank --batch {{inputs}}/{name}.jsonl", said)
+        for name, said in {
+            "no_json": "no_json.jsonl, line 2 is no JSON",
+            "no_prompt": 'line 2 must be an object with a "prompt" that is a text',
+            "a_number": 'line 2 must be an object with a "prompt" that is a text',
+            "a_list": 'line 2 must be an object with a "prompt" that is a text',
+            "no_setting": "line 2: there is no setting lenght; there are beams, ",
+            "no_task": "line 2: there is no prompt for 'three'",
+            "odd_task": "line 2: task is 3; it must be a name, or null",
+            "no_number": "line 2: top_k must be at least 1, got 0",
+            "half_a_token": "line 2: max_new_tokens is 2.5; it must be a whole number",
+            "hot": "line 2: temperature is 'x'; it must be a number",
+            "stops": "line 2: stop is 'a'; it must be a list of texts",
+        }.items()
+    },
     "a plan for no model": ("plan --model nope", "nope is neither a folder nor one of nano, gpt2, "),
     "a plan to train nothing": ("plan --method hard_prompt", "hard_prompt has nothing to train"),
     "settings of no method": ("plan --length 5", "--length, --reparam and --set are settings of a --method; name it."),
@@ -523,6 +572,60 @@ def test_generate_takes_an_adapter(run: Run, inputs: Path) -> None:
     tuned = load(inputs / "adapter", GPT2.from_pretrained(inputs / "model"))
     assert written == tuned.generate("The end", max_new_tokens=5) + "\n"
     assert written != run(GENERATE, "--temperature 0").out
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_generate_writes_every_line_of_a_file(run: Run, inputs: Path) -> None:
+    outcome = assert_done(run(BATCH, "--bank {inputs}/bank --rows 2 --seed 3"))
+    found, model = lines_of(outcome.folder / "written.jsonl"), GPT2.from_pretrained(inputs / "model")
+    assert [(row["line"], row["task"], row["prompt"]) for row in found] == [
+        (1, "one", "The end"),
+        (2, None, "A"),
+        (3, "two", "The end"),
+        (4, "one", "so"),
+        (5, None, "The end"),
+    ]
+    usual = {"temperature": 0.8, "top_k": 50}
+    assert found[1]["text"] == minipeft.generate(model, "A", Sampling(5, seed=5, **usual)).removeprefix("A")
+    tuned = load(inputs / "adapter", model)
+    alone = tuned.generate("The end", 5, seed=4, **usual).removeprefix("The end")
+    assert found[0]["text"] == alone
+    assert found[2]["text"] == tuned.generate("The end", 2, temperature=0.0).removeprefix("The end")
+    together = assert_done(run(BATCH, "--bank {inputs}/bank --rows 16 --seed 3"))
+    assert lines_of(together.folder / "written.jsonl") == found
+
+
+def test_a_file_of_prompts_is_gone_on_with(run: Run, inputs: Path) -> None:
+    whole = assert_done(run(BATCH, "--bank {inputs}/bank --rows 2")).folder / "written.jsonl"
+    text = whole.read_text()
+    lines = text.splitlines(keepends=True)
+    for rest in ("", lines[0], lines[0] + lines[1][:9], "".join(lines[:3]), text):
+        whole.write_text(rest)
+        assert_refused(run(BATCH, "--bank {inputs}/bank --rows 2"), "is there already; --resume goes on with it")
+        assert_done(run(BATCH, "--bank {inputs}/bank --rows 2 --resume"))
+        assert whole.read_text() == text
+    whole.write_text(lines[1])
+    assert_refused(run(BATCH, "--bank {inputs}/bank --resume"), "line 1 answers none of these prompts")
+    assert whole.read_text() == lines[1]
+    assert_done(run(BATCH, "--bank {inputs}/bank --rows 2 --overwrite"))
+    assert whole.read_text() == text
+
+
+def test_a_bank_is_made_changed_and_listed(run: Run, inputs: Path) -> None:
+    assert_done(run("bank add {out}/bank spam {inputs}/adapter --model {inputs}/model"))
+    told = assert_done(run("bank add {out}/bank ham {inputs}/adapter --model {inputs}/model"))
+    assert "bank holds 2 prompts" in told.out
+    assert_done(run("bank rename {out}/bank ham eggs --model {inputs}/model"))
+    listed = assert_done(run("bank list {out}/bank --model {inputs}/model")).out
+    assert all(name in listed for name in ("spam", "eggs", "soft_prompt"))
+    assert "ham" not in listed.replace("spam", "")
+    assert_done(run("bank remove {out}/bank spam --model {inputs}/model"))
+    assert_refused(run("bank remove {out}/bank spam --model {inputs}/model"), "there is no prompt for 'spam'")
+    assert_refused(run("bank list {out}/nope --model {inputs}/model"), "there is no file")
+    assert_refused(run("bank add {out}/bank l {inputs}/lora --model {inputs}/model"), "lora uses neither the input")
 
 
 @pytest.mark.parametrize(

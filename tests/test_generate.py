@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from minipeft import GPT2, Sampling, generate
-from minipeft.generate import choose, stream
+from minipeft.generate import stream
+from minipeft.sampling import choose
 from tests.models import TINY, random_model, random_tokens
 
 READABLE = 512

@@ -30,7 +30,8 @@ from minipeft.checks import check
 from minipeft.course.controls import Slider, explore
 from minipeft.course.figures import bar_columns, curves
 from minipeft.course.real import real_gpt2
-from minipeft.generate import Sampling, choose, generate
+from minipeft.generate import generate
+from minipeft.sampling import Sampling, choose
 
 model = GPT2.from_pretrained("nano")
 tokenizer = model.tokenizer
