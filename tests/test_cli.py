@@ -594,7 +594,7 @@ def test_generate_writes_every_line_of_a_file(run: Run, inputs: Path) -> None:
     alone = tuned.generate("The end", 5, seed=4, **usual).removeprefix("The end")
     assert found[0]["text"] == alone
     assert found[2]["text"] == tuned.generate("The end", 2, temperature=0.0).removeprefix("The end")
-    together = assert_done(run(BATCH, "--bank {inputs}/bank --rows 16 --seed 3"))
+    together = assert_done(run(BATCH, "--bank {inputs}/bank --rows 16 --seed 3 --overwrite"))
     assert lines_of(together.folder / "written.jsonl") == found
 
 

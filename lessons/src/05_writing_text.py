@@ -96,7 +96,7 @@ assert tail > 0.4
 
 
 # %%
-def write(temperature, top_k):
+def try_out(temperature, top_k):
     cut = logits / max(temperature, 1e-3)
     cut[cut < cut.topk(top_k).values[-1]] = float("-inf")
     shares = {
@@ -107,7 +107,7 @@ def write(temperature, top_k):
     print(generate(model, "Once upon a time there was a", sampling))
 
 
-explore(write, temperature=Slider(0.8, 0.0, 2.0, 0.1), top_k=Slider(20, 1, 200, 1))
+explore(try_out, temperature=Slider(0.8, 0.0, 2.0, 0.1), top_k=Slider(20, 1, 200, 1))
 
 # %% [markdown]
 # ## Reading everything again, and again

@@ -124,9 +124,8 @@ check("08a", start_from_labels)  # against a loop over single numbers; for help:
 #
 # Each cell is a prompt that was trained for 600 steps of 32 reviews, with its own learning rate, start and length; the
 # number is the best accuracy that it reached on the 956 reviews of the development split, in percent. One standard
-# error is 1.6 points, so do not read much into one or two. It took more than an hour on two cores, with the first nano
-# (4.3 million numbers): `python recipes/sweep.py --grid soft_prompt --out runs/grid` does it with the one that ships
-# now.
+# error is 1.6 points, so do not read much into one or two. It took more than an hour on two cores, with an earlier and
+# smaller nano: `python recipes/sweep.py --grid soft_prompt --out runs/grid` does it with the one that ships now.
 
 # %% tags=["figure"]
 path = folder().parent / "docs" / "results" / "sweep_soft_prompt_grid.jsonl"

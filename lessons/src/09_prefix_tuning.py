@@ -282,6 +282,7 @@ for numbers in sorted(best["prefix"]):
     print(
         f"{numbers:,} numbers: soft prompt {best['soft_prompt'][numbers]:.1f} %, prefix {best['prefix'][numbers]:.1f} %"
     )
+assert width == 192
 assert 1 * 2 * 6 * width == 12 * width == min(best["prefix"])
 assert sorted(best["prefix"]) == sorted(best["soft_prompt"]) == [2304, 4608, 9216]
 assert {run["run"]["lr"] for run in runs} == {0.03, 0.1}
