@@ -5,7 +5,7 @@ of a batch then differ only in the keys and values that stand before them, and a
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ class PromptBank:
         self._known(task)
         self._check_free(to)
         self._held = {
-            to if name == task else name: _renamed(held, to) if name == task else held
+            to if name == task else name: replace(held, task=to) if name == task else held
             for name, held in self._held.items()
         }
 
@@ -228,10 +228,6 @@ class PromptBank:
 
 def _in_memory(task: str, method: str, flat: Float[Tensor, "P KV"]) -> Held:
     return Held(task, method, len(flat), flat.nbytes, Stored(tuple(flat.shape), flat.dtype, lambda: flat))
-
-
-def _renamed(held: Held, to: str) -> Held:
-    return Held(to, held.method, held.length, held.nbytes, held.stored)
 
 
 def _index(path: Path) -> "list[dict[str, Any]]":

@@ -37,6 +37,10 @@ class Row:
     penalties and cuts."""
     ended: bool = False
 
+    def __post_init__(self) -> None:
+        self.rules = replace(self.sampling, seed=0)
+        """What rows that are chosen together have in common."""
+
     def add(self, token: int, end_of_text: int) -> None:
         """Take a token, and see whether it is the last."""
         if token == end_of_text:
@@ -66,9 +70,8 @@ def generate(
     `attention_mask`: of a tensor, 1 real, 0 padding, left or right; what is written stands behind each row.
     Raises ValueError if a prompt is empty or leaves no room for `max_new_tokens`.
     """
-    return _as_given(
-        model, prompts, write(model, _rows(model, prompts, attention_mask), sampling, prompt=prompt, memory=memory)
-    )
+    rows = _rows(model, prompts, attention_mask)
+    return _as_given(model, prompts, _written(model, rows, sampling, prompt, memory))
 
 
 def write(
@@ -81,7 +84,18 @@ def write(
     log_probabilities: bool = False,
 ) -> list[Row]:
     """What `generate` does, as rows: the tokens that were written and, if asked for, their log-probabilities."""
-    rows = _rows(model, prompts)
+    return _written(model, _rows(model, prompts), sampling, prompt, memory, log_probabilities)
+
+
+def _written(
+    model: GPT2,
+    rows: Sequence[Sequence[int]],
+    sampling: Sampling | Sequence[Sampling] | None,
+    prompt: Float[Tensor, "1 P D"] | None,
+    memory: FixedMemory | None,
+    log_probabilities: bool = False,
+) -> list[Row]:
+    """The rows, written to their ends."""
     samplings = of_each(sampling, len(rows))
     if any(sampling.beams > 1 for sampling in samplings):
         from minipeft.beams import beam_search
@@ -206,10 +220,11 @@ def go_on(model: GPT2, tokens: Int[Tensor, "B 1"], cache: KVCache) -> Float[Tens
 def _chosen(logits: Float[Tensor, "B V"], rows: Sequence[Row]) -> list[int]:
     """One token for each row, by its own settings."""
     samplings = [row.sampling for row in rows]
-    allowed = discouraged(logits, [row.prompt + row.new for row in rows], samplings)
+    held = [row.prompt + row.new if row.sampling.forbids else [] for row in rows]
+    allowed = discouraged(logits, held, samplings)
     alike: dict[Sampling, list[int]] = {}
-    for place, sampling in enumerate(samplings):
-        alike.setdefault(replace(sampling, seed=0), []).append(place)
+    for place, row in enumerate(rows):
+        alike.setdefault(row.rules, []).append(place)
     chosen = [0] * len(rows)
     for sampling, places in alike.items():
         own = allowed if len(places) == len(rows) else allowed[places]

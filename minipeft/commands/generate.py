@@ -138,7 +138,7 @@ def _many(
     """Write every line of a file into another."""
     from minipeft.bank import PromptBank
     from minipeft.progress import progress_bar
-    from minipeft.requests import answer, answered, read_requests
+    from minipeft.requests import answer, read_requests
     from minipeft.tuned import load
 
     if out is None:
@@ -152,7 +152,7 @@ def _many(
             raise ValueError(f"{batch}, line {request.line}: there is no prompt for {request.task!r}; see --bank.")
     if out.exists() and overwrite:
         out.unlink()
-    elif out.exists() and not resume and answered(requests, out) >= 0:
+    elif out.exists() and not resume:
         raise ValueError(f"{out} is there already; --resume goes on with it, --overwrite starts anew.")
 
     def write(some: "Sequence[Request]") -> list[str]:
