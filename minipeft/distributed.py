@@ -7,6 +7,7 @@ Source: Li et al. 2020, §3.2.
 """
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from minipeft.devices import choose_device
 Told = TypeVar("Told")
 SEEDS_APART = 100_000_007
 """Between the random numbers of one process and the next: what dropout draws for different rows must differ."""
+SECONDS_TO_LET_GO = 0.2
+"""For Gloo's threads, which outlive a group that DistributedDataParallel has used: one that still held the last message
+while Python shuts down would abort the process (https://github.com/pytorch/pytorch/pull/179291)."""
 
 
 class TeamLost(ValueError):
@@ -200,6 +204,7 @@ def joined(device: str = "auto") -> Iterator[Team]:
         raise TeamLost(f"process {rank} stops, as another one ended; see what that one said.") from None
     team.barrier()  # the writer may still be writing, and hosts what the processes talk through
     dist.destroy_process_group()
+    time.sleep(SECONDS_TO_LET_GO)
 
 
 def _own_device(device: str, local_rank: int) -> torch.device:
