@@ -36,7 +36,7 @@ lessons: .venv/.installed-test ## make the notebooks from lessons/src, and run t
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python lessons/build.py
 
 bench: .venv/.installed-test ## speed and memory beside transformers and peft: keep the machine idle, about an hour
-	for each in loading allocator loss packing attention plan communication; do HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/$$each.py || exit 1; done
+	for each in loading allocator loss packing attention plan communication decode; do HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/$$each.py || exit 1; done
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/train.py --cases ragged-8,e2e-8,e2e-16 --out runs/bench
 
 lab: .venv/.installed-test ## open the lessons in JupyterLab

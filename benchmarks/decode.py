@@ -1,10 +1,12 @@
 """Writing 64 tokens with GPT-2 small behind prompts: minipeft against `transformers` with `peft`, same weights.
 
     python benchmarks/decode.py                        # the table, about ten minutes
-    python benchmarks/decode.py --rows 16 --dtypes bfloat16 --out docs/results
+    python benchmarks/decode.py --rows 16 --dtypes bfloat16 --products plain
+    python benchmarks/decode.py --out docs/results     # writes docs/results/decode.json, and docs/decode.png
 
-Random weights, texts of 32 tokens, prefixes of 20 vectors, greedy, nobody stops early. Theirs is one adapter for all
-rows. *mixed* is a bank's batch in which every row has a task of its own, beside the same batch of one task, and beside
+Random weights, texts of 32 tokens, prefixes of 20 vectors, greedy, nobody stops early. Ours has packed weights
+(`model.use_products("packed")`), which it makes once, before the clock starts. Theirs is one adapter for all rows.
+*16 tasks* is a bank's batch in which every row has a task of its own, beside the same batch of one task, and beside
 peft, which has to switch adapters and write row by row. *first token* is the time until the first token of one row
 behind a soft prompt of 100 vectors: peft reads the prompt again each time, ours is compiled to a prefix.
 Every measurement is a process of its own; times are medians after a warm-up. *of the bandwidth* is what must be read at
@@ -25,12 +27,17 @@ from typing import Any
 TEXT, VECTORS, NEW, LONG = 32, 20, 64, 100
 REPEATS = 5
 EOT = 50256
+HEAD = (
+    "| case | rows | type | peft, ms | ours, ms | peft, tokens/s | ours | faster | |\n"
+    + "|---|---:|---|---:|---:|---:|---:|---:|---|"
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default="1,16")
     parser.add_argument("--dtypes", default="float32,bfloat16")
+    parser.add_argument("--products", default="packed", help="ours: plain or packed weights")
     parser.add_argument("--compile", action="store_true", help="ours by compiled steps")
     parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--out", type=Path, help="write OUT/decode.json, and the picture beside OUT")
@@ -39,28 +46,30 @@ def main() -> None:
     if options.one:
         print(json.dumps(measure(**json.loads(options.one))))
         return
+    how = {"compiled": options.compile, "products": options.products}
     rows: list[dict[str, Any]] = []
+    print(HEAD)
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder))
         for dtype in options.dtypes.split(","):
             bandwidth = one(what="bandwidth", dtype=dtype, folder=folder, repeats=options.repeats)["bytes_a_second"]
             for number in map(int, options.rows.split(",")):
                 work = {"dtype": dtype, "folder": folder, "repeats": options.repeats, "rows": number}
-                theirs, ours = one(what="theirs", **work), one(what="ours", compiled=options.compile, **work)
+                theirs, ours = one(what="theirs", **work), one(what="ours", **how, **work)
                 row = {"case": "one task", "rows": number, "dtype": dtype, "theirs": theirs, "ours": ours}
                 row["of_bandwidth"] = ours["weights"] / ours["step"] / bandwidth
                 rows.append(row)
                 print(shown(row), flush=True)
             if "16" in options.rows.split(","):
                 work = {"dtype": dtype, "folder": folder, "repeats": options.repeats, "rows": 16}
-                mixed, switching = one(what="mixed", compiled=options.compile, **work), one(what="switching", **work)
+                mixed, switching = one(what="mixed", **how, **work), one(what="switching", **work)
                 row = {"case": "16 tasks", "rows": 16, "dtype": dtype, "theirs": switching, "ours": mixed}
                 row["over_one_task"] = mixed["seconds"] / rows[-1]["ours"]["seconds"]
                 rows.append(row)
                 print(shown(row), flush=True)
             work = {"dtype": dtype, "folder": folder, "repeats": options.repeats}
             row = {"case": "first token", "rows": 1, "dtype": dtype, "theirs": one(what="first, theirs", **work)}
-            row["ours"] = one(what="first, ours", compiled=options.compile, **work)
+            row["ours"] = one(what="first, ours", **how, **work)
             rows.append(row)
             print(shown(row), flush=True)
     if options.out:
@@ -79,29 +88,15 @@ def one(**work: Any) -> dict[str, Any]:
 
 
 def shown(row: dict[str, Any]) -> str:
-    """A line of the table; the first time with its head."""
-    head = (
-        ""
-        if shown.headed
-        # type: ignore[attr-defined]
-        else (
-            "| case | rows | type | peft, ms | ours, ms | tokens/s, peft | ours | faster | |\n|---|---:|---|"
-            + "---:|" * 5
-            + "---|\n"
-        )
-    )
-    shown.headed = True  # type: ignore[attr-defined]
+    """A line of the table."""
     theirs, ours = row["theirs"]["seconds"], row["ours"]["seconds"]
     tokens = row["rows"] * (1 if row["case"] == "first token" else NEW)
     more = f"{row['of_bandwidth']:.2f} of the bandwidth" if "of_bandwidth" in row else ""
     more = f"{row['over_one_task']:.2f} of one task's time" if "over_one_task" in row else more
     return (
-        f"{head}| {row['case']} | {row['rows']} | {row['dtype']} | {1000 * theirs:,.0f} | {1000 * ours:,.0f} "
+        f"| {row['case']} | {row['rows']} | {row['dtype']} | {1000 * theirs:,.0f} | {1000 * ours:,.0f} "
         f"| {tokens / theirs:,.0f} | {tokens / ours:,.0f} | {theirs / ours:.2f} × | {more} |"
     )
-
-
-shown.headed = False  # type: ignore[attr-defined]
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
@@ -145,7 +140,9 @@ def prepare(folder: Path) -> None:
     (folder / "texts.json").write_text(json.dumps(torch.randint(50000, (16, TEXT), generator=draw).tolist()))
 
 
-def measure(what: str, folder: str, dtype: str, repeats: int, rows: int = 1, compiled: bool = False) -> dict[str, Any]:
+def measure(
+    what: str, folder: str, dtype: str, repeats: int, rows: int = 1, compiled: bool = False, products: str = "packed"
+) -> dict[str, Any]:
     """Seconds of the whole work, the median after a warm-up."""
     import torch
 
@@ -157,7 +154,7 @@ def measure(what: str, folder: str, dtype: str, repeats: int, rows: int = 1, com
     torch.set_grad_enabled(False)
     if what in ("theirs", "switching", "first, theirs"):
         return {"seconds": median(peft_work(what, Path(folder), kind, texts), repeats)}
-    work, model = our_work(what, Path(folder), kind, texts, compiled)
+    work, model = our_work(what, Path(folder), kind, texts, compiled, products)
     found: dict[str, Any] = {"seconds": median(work, repeats)}
     found["step"] = found["seconds"] / NEW
     found["weights"] = sum(p.numel() * p.element_size() for n, p in model.named_parameters() if n != "wpe.weight")
@@ -200,7 +197,9 @@ def peft_work(what: str, folder: Path, kind: Any, texts: Any) -> Callable[[], An
     return row_by_row
 
 
-def our_work(what: str, folder: Path, kind: Any, texts: Any, compiled: bool) -> tuple[Callable[[], Any], Any]:
+def our_work(
+    what: str, folder: Path, kind: Any, texts: Any, compiled: bool, products: str
+) -> tuple[Callable[[], Any], Any]:
     import minipeft as mp
 
     model = mp.GPT2.from_pretrained(folder / "base", dtype=kind)
@@ -210,7 +209,7 @@ def our_work(what: str, folder: Path, kind: Any, texts: Any, compiled: bool) -> 
     else:
         for number in range(len(texts)):
             bank.add(str(number), folder / f"prefix{number}")
-    model.use_compiled_steps(compiled)
+    model.use_compiled_steps(compiled).use_products(products)
     tasks = [str(number) for number in range(len(texts))] if what == "mixed" else ["0"] * len(texts)
     new = 1 if what == "first, ours" else NEW
 

@@ -61,12 +61,15 @@ class Computing(nn.Module):
         return self
 
     def use_products(self: Model, kind: str) -> Model:
-        """Multiply by weights as they are ("plain") or in the type that is fastest here ("mixed")."""
+        """Multiply by weights as they are ("plain"), in the type that is fastest here ("mixed"), or without gradients
+        by a second copy of them in the order that a CPU reads them in ("packed"): for writing text.
+        """
         if kind not in PRODUCTS:
-            raise ValueError(f"products is {kind!r}; it can be {' or '.join(map(repr, PRODUCTS))}.")
+            raise ValueError(f"products is {kind!r}; it can be {', '.join(map(repr, PRODUCTS))}.")
         for module in self.modules():
             if isinstance(module, Linear):
-                module.product = PRODUCTS[kind]
+                module.product = PRODUCTS[kind]()
+        self.head_product = PRODUCTS["packed" if kind == "packed" else "plain"]()
         return self
 
     def use_loss(self: Model, kind: str) -> Model:

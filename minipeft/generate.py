@@ -10,7 +10,7 @@ from torch import Tensor
 
 from minipeft.attention import FixedMemory, KVCache
 from minipeft.gpt2 import GPT2
-from minipeft.kernels.decoding import go_on_compiled
+from minipeft.kernels.decoding import all_slots_pay, go_on_over_slots, plain_step
 from minipeft.sampling import Sampling, choose, discouraged
 from minipeft.written import Written
 
@@ -212,8 +212,8 @@ def read(
 @torch.no_grad()
 def go_on(model: GPT2, tokens: Int[Tensor, "B 1"], cache: KVCache) -> Float[Tensor, "B V"]:
     """Read one more token of each row; the logits of the next."""
-    if model.step is not None:
-        return go_on_compiled(model.step, tokens, cache)
+    if model.step is not None or all_slots_pay(cache):
+        return go_on_over_slots(model.step or plain_step(model), tokens, cache)
     return model.logits(model.hidden(tokens, memory=cache)[:, -1]).float().cpu()
 
 

@@ -236,7 +236,7 @@ class GPT2(Computing):
 
     def logits(self, hidden: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
         """The head: the token embeddings, unless the model has a matrix of its own."""
-        return F.linear(hidden.to(self.head.dtype), self.head)
+        return self.head_product(hidden.to(self.head.dtype), self.head)
 
     @property
     def head(self) -> Float[Tensor, "V D"]:

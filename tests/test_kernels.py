@@ -1,21 +1,24 @@
 """What makes it fast computes what the plain version computes, and allocates no more than it promises."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import minipeft as mp
 from minipeft.attention import explicit_attention, lower_right_mask
-from minipeft.kernels import chunked_loss, machine
+from minipeft.kernels import chunked_loss, machine, packed_linear
 from minipeft.kernels.allocator import page_out
 from minipeft.kernels.chunked_loss import ROWS, chunked_label_loss
 from minipeft.kernels.mixed_linear import gelu_linear, mixed_linear
+from minipeft.kernels.packed_linear import PackedLinear, can_pack
 from minipeft.kernels.split_attention import can_split, split_attention
 from minipeft.loss import label_loss
 from tests.models import TINY, Ragged, farthest, ragged, random_model, random_tokens, shake
@@ -387,6 +390,103 @@ def test_mixed_precision_trains_fp32_weights_through_bfloat16(kernels: bool) -> 
     assert (
         farthest(tuned.eval()(batch.tokens), random_model()(batch.tokens)) < EXACT
     )  # in full where nothing is trained
+
+
+# -- products by weights that were put in order -----------------------------------------------------------------------
+
+AS_CLOSE = {torch.float32: 1e-5, torch.bfloat16: 0.05}
+"""Of products that are below 10."""
+
+
+def layer(inputs: int, outputs: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(size, generator=draw).div(8).to(dtype) for size in ((outputs, inputs), (outputs,)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 24), (3, 5, 24), (70, 24)], ids=str)
+@pytest.mark.parametrize("biased", [True, False])
+def test_a_packed_product_is_the_plain_one(shape: tuple[int, ...], dtype: torch.dtype, biased: bool) -> None:
+    weight, bias = layer(24, 50, dtype)
+    if not can_pack(weight):
+        pytest.skip(f"oneDNN has no order for weights in {dtype} here")
+    x, product = torch.randn(shape).to(dtype), PackedLinear()
+    with torch.no_grad():
+        found = product(x, weight, bias if biased else None)
+        wanted = x.double() @ weight.double().T + (bias.double() if biased else 0.0)
+    assert found.dtype == dtype
+    assert found.shape == wanted.shape
+    assert product.packed is not None
+    assert farthest(found, wanted) < AS_CLOSE[dtype]
+
+
+def test_packed_weights_follow_the_weights() -> None:
+    linear = nn.Linear(24, 50)
+    x, product = torch.randn(2, 24), PackedLinear()
+
+    def changed(change: Callable[[], Any]) -> None:
+        change()
+        with torch.no_grad():
+            found = product(x.to(linear.weight.dtype), linear.weight, linear.bias)
+        wanted = x.double() @ linear.weight.double().T + linear.bias.double()
+        assert farthest(found, wanted) < AS_CLOSE[linear.weight.dtype]
+
+    changed(lambda: None)
+    changed(lambda: linear.weight.detach().mul_(-2))  # as an optimizer does
+    changed(lambda: linear.load_state_dict(nn.Linear(24, 50).state_dict()))
+    changed(lambda: setattr(linear, "weight", nn.Parameter(torch.randn(50, 24))))
+    changed(linear.bfloat16)
+    changed(linear.float)
+
+
+def test_where_gradients_are_asked_for_nothing_is_packed() -> None:
+    weight, bias = layer(24, 50, torch.float32)
+    x, product = torch.randn(2, 24, requires_grad=True), PackedLinear()
+    product(x, weight, bias).sum().backward()
+    assert x.grad is not None
+    assert farthest(x.grad, weight.sum(dim=0).expand(2, -1)) < EXACT
+    assert product.packed is None
+
+
+@torch.no_grad()
+def test_what_cannot_be_packed_is_multiplied_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, bias = layer(24, 50, torch.float32)
+    x, product = torch.randn(2, 24), PackedLinear()
+    assert product(x[:0], weight, bias).shape == (0, 50)
+    assert not can_pack(weight.double())
+    assert not can_pack(weight.half())
+    assert not can_pack(weight.to("meta"))
+    assert product(x.double(), weight.double()).dtype == torch.float64
+    monkeypatch.setattr(packed_linear, "_CAN_REORDER", False)
+    assert torch.equal(product(x, weight, bias), F.linear(x, weight, bias))
+    assert product.packed is None
+
+
+def test_a_model_writes_the_same_by_packed_weights_and_a_copy_packs_its_own() -> None:
+    model = random_model()
+    tokens = random_tokens(5, 6)
+    wanted = mp.generate(model, tokens, mp.Sampling(12))
+    model.use_products("packed")
+    assert torch.equal(mp.generate(model, tokens, mp.Sampling(12)), wanted)
+    assert isinstance(model.head_product, PackedLinear)
+    assert model.head_product.packed is not None
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.mul_(0.5)
+        both = [some(tokens) for some in (model, copied)]
+        model.use_products("plain"), copied.use_products("plain")
+        for some, found in zip((model, copied), both, strict=True):
+            assert farthest(found, some(tokens)) < EXACT * 10
+    assert farthest(*both) > 0.1
+
+
+@torch.inference_mode()
+def test_weights_made_for_inference_alone_can_be_packed() -> None:
+    weight, bias = layer(24, 50, torch.float32)
+    assert weight.is_inference()
+    x = torch.randn(2, 24)
+    assert farthest(PackedLinear()(x, weight, bias), F.linear(x, weight, bias)) < AS_CLOSE[torch.float32]
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------

@@ -48,6 +48,9 @@ def generate(
     length_penalty: Annotated[float, typer.Option(help="Of beam search: above 0 longer texts gain.")] = 1.0,
     device: Device = "auto",
     dtype: Annotated[Dtype, typer.Option(help="The type of the weights.")] = Dtype.float32,
+    packed: Annotated[
+        bool, typer.Option(help="On a CPU hold the weights a second time, in its own order: up to twice as fast.")
+    ] = True,
     seed: Seed = 0,
 ) -> None:
     """Continue a text, with or without an adapter; or many texts, each behind its own task's prompt.
@@ -87,6 +90,8 @@ def generate(
         length_penalty=length_penalty,
     )
     base = load_model(model, device, dtype.value)
+    if packed:
+        base.use_products("packed")
     held = _bank(bank, base)
     if text is not None:
         _one(text, base, adapter, held, task, sampling)

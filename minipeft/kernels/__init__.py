@@ -7,7 +7,13 @@ from torch import Tensor
 
 from minipeft.kernels.chunked_loss import chunked_label_loss
 from minipeft.kernels.mixed_linear import mixed_linear
+from minipeft.kernels.packed_linear import PackedLinear
 from minipeft.loss import label_loss
 
 LOSSES: dict[str, Callable[..., Tensor]] = {"plain": label_loss, "chunked": chunked_label_loss}
-PRODUCTS: dict[str, Callable[..., Tensor]] = {"plain": F.linear, "mixed": mixed_linear}
+PRODUCTS: dict[str, Callable[[], Callable[..., Tensor]]] = {
+    "plain": lambda: F.linear,
+    "mixed": lambda: mixed_linear,
+    "packed": PackedLinear,
+}
+"""What makes each layer's own product."""
