@@ -9,7 +9,9 @@ Random weights, texts of 32 tokens, prefixes of 20 vectors, greedy, nobody stops
 *16 tasks* is a bank's batch in which every row has a task of its own, beside the same batch of one task, and beside
 peft, which has to switch adapters and write row by row. *first token* is the time until the first token of one row
 behind a soft prompt of 100 vectors: peft reads the prompt again each time, ours is compiled to a prefix.
-Every measurement is a process of its own; times are medians after a warm-up. *of the bandwidth* is what must be read at
+Every measurement is a process of its own; times are medians after a warm-up. With --rounds both sides are measured in
+turn, several times, and the median process counts: on a shared machine the same work differs by a fifth from one minute
+to the next. *of the bandwidth* is what must be read at
 least, all weights once a step, over the time of a step and what a sum over as many bytes reads a second in this run.
 """
 
@@ -40,6 +42,7 @@ def main() -> None:
     parser.add_argument("--products", default="packed", help="ours: plain or packed weights")
     parser.add_argument("--compile", action="store_true", help="ours by compiled steps")
     parser.add_argument("--repeats", type=int, default=REPEATS)
+    parser.add_argument("--rounds", type=int, default=1, help="processes of each side, in turn")
     parser.add_argument("--out", type=Path, help="write OUT/decode.json, and the picture beside OUT")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -55,27 +58,37 @@ def main() -> None:
             bandwidth = one(what="bandwidth", dtype=dtype, folder=folder, repeats=options.repeats)["bytes_a_second"]
             for number in map(int, options.rows.split(",")):
                 work = {"dtype": dtype, "folder": folder, "repeats": options.repeats, "rows": number}
-                theirs, ours = one(what="theirs", **work), one(what="ours", **how, **work)
+                theirs, ours = in_turn(options.rounds, {"what": "theirs", **work}, {"what": "ours", **how, **work})
                 row = {"case": "one task", "rows": number, "dtype": dtype, "theirs": theirs, "ours": ours}
                 row["of_bandwidth"] = ours["weights"] / ours["step"] / bandwidth
                 rows.append(row)
                 print(shown(row), flush=True)
             if "16" in options.rows.split(","):
                 work = {"dtype": dtype, "folder": folder, "repeats": options.repeats, "rows": 16}
-                mixed, switching = one(what="mixed", **how, **work), one(what="switching", **work)
+                mixed, switching = in_turn(
+                    options.rounds, {"what": "mixed", **how, **work}, {"what": "switching", **work}
+                )
                 row = {"case": "16 tasks", "rows": 16, "dtype": dtype, "theirs": switching, "ours": mixed}
                 row["over_one_task"] = mixed["seconds"] / rows[-1]["ours"]["seconds"]
                 rows.append(row)
                 print(shown(row), flush=True)
             work = {"dtype": dtype, "folder": folder, "repeats": options.repeats}
-            row = {"case": "first token", "rows": 1, "dtype": dtype, "theirs": one(what="first, theirs", **work)}
-            row["ours"] = one(what="first, ours", **how, **work)
+            theirs, ours = in_turn(
+                options.rounds, {"what": "first, theirs", **work}, {"what": "first, ours", **how, **work}
+            )
+            row = {"case": "first token", "rows": 1, "dtype": dtype, "theirs": theirs, "ours": ours}
             rows.append(row)
             print(shown(row), flush=True)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "decode.json").write_text(json.dumps(rows, indent=1) + "\n")
         draw(rows, options.out.parent / "decode.png")
+
+
+def in_turn(rounds: int, *works: dict[str, Any]) -> list[dict[str, Any]]:
+    """The median measurement of each work."""
+    found = [[one(**work) for work in works] for _ in range(rounds)]
+    return [sorted(side, key=lambda row: row["seconds"])[rounds // 2] for side in zip(*found, strict=True)]
 
 
 def one(**work: Any) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from minipeft.formats.pickled import read_nano_or_min_gpt
 from minipeft.formats.stored import Stored, Weights
 from minipeft.gpt2 import GPT2
 
-SHIPPED = {"nano": Path(__file__).parent / "assets" / "nano"}
+SHIPPED = {name: Path(__file__).parent / "assets" / name for name in ("nano", "pico")}
 
 PREFIX = "transformer."
 HEAD = "lm_head.weight"
@@ -57,8 +57,8 @@ def load_gpt2(
 ) -> GPT2:
     """A GPT2 in evaluation mode, by its name, or from a folder or file of weights in any form we read.
 
-    The names: "nano" ships; "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl" and "distilgpt2" are brought from the
-    Hugging Face hub once and then kept in its cache.
+    The names: "nano" and "pico" ship; "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl" and "distilgpt2" are brought from
+    the Hugging Face hub once and then kept in its cache.
 
     The forms: `transformers` (safetensors, sharded or not, or pytorch_model.bin), OpenAI's TensorFlow checkpoint,
     nanoGPT's ckpt.pt, minGPT's model.pt.

@@ -299,7 +299,7 @@ class GPT2(Computing):
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **options: object) -> "GPT2":
-        """A model from a folder or file of weights, or one that ships ("nano"): see `minipeft.checkpoint.load_gpt2`."""
+        """A model that ships ("nano", "pico"), or from a folder or file of weights: `minipeft.checkpoint.load_gpt2`."""
         from minipeft.checkpoint import load_gpt2
 
         return load_gpt2(name, **options)  # type: ignore[arg-type]

@@ -117,7 +117,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     for place, (source, _) in enumerate(order):
         values = [report["perplexity"]["by_source"][source] for report in reports.values()]
         right.plot([min(values), max(values)], [place, place], color=GREY, linewidth=0.8, zorder=0)
-        right.scatter(values, [place] * len(values), c=[NAMES[name] for name in names], s=28)
+        right.scatter(values, [place] * len(values), c=[NAMES[name] for name in names], s=28, zorder=3)
     right.set_xscale("log")
     right.set_yticks(range(len(order)), [source for source, _ in order], fontsize=9)
     _plain_ticks(right, [10, 20, 50, 100, 200, 500])

@@ -10,6 +10,7 @@ from rich.console import Console
 
 import minipeft as mp
 import minipeft.demo
+from minipeft.checkpoint import SHIPPED
 from minipeft.evaluate import evaluate
 from minipeft.gpt2 import GPT2
 from minipeft.tasks import TASKS, Task
@@ -25,26 +26,40 @@ def nano() -> GPT2:
     return GPT2.from_pretrained("nano")
 
 
-def test_nano_is_a_gpt2_for_transformers(nano: GPT2) -> None:
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_model_that_ships_is_a_gpt2_for_transformers(name: str) -> None:
     import transformers
 
-    theirs = transformers.GPT2LMHeadModel.from_pretrained(ASSETS / "nano", dtype=torch.float32).eval()
+    ours = GPT2.from_pretrained(name)
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(ASSETS / name, dtype=torch.float32).eval()
     tokens = torch.tensor(
-        [nano.tokenizer.encode("The film is about a small village by the sea, and so was his first.")]
+        [ours.tokenizer.encode("The film is about a small village by the sea, and so was his first.")]
     )
-    assert farthest(nano(tokens), theirs(tokens).logits) < 1e-4  # fp32, logits of about 10
+    assert farthest(ours(tokens), theirs(tokens).logits) < 1e-4  # fp32, logits of about 10
 
 
-def test_nano_keeps_to_its_size(nano: GPT2) -> None:
-    assert (ASSETS / "nano" / "model.safetensors").stat().st_size <= 16e6
-    assert 2e6 <= nano.num_parameters() <= 8e6
-    assert nano.config.n_positions >= 256
-    report = json.loads((ASSETS / "nano" / "report.json").read_text())
-    assert report["parameters"] == nano.num_parameters()
+@pytest.mark.parametrize(("name", "numbers"), [("pico", 1_883_008), ("nano", 6_918_400)])
+def test_a_model_that_ships_has_its_size(name: str, numbers: int) -> None:
+    model = GPT2.from_pretrained(name)
+    report = json.loads((ASSETS / name / "report.json").read_text())
+    assert report["parameters"] == model.num_parameters() == numbers
+    assert model.config.n_positions == 256
 
 
-def test_nano_has_learned_every_source() -> None:
-    report = json.loads((ASSETS / "nano" / "report.json").read_text())
+def test_all_weights_that_ship_are_small() -> None:
+    assert sum((ASSETS / name / "model.safetensors").stat().st_size for name in SHIPPED) <= 20e6
+
+
+def test_the_larger_model_is_the_better_one() -> None:
+    pico, nano = (
+        json.loads((ASSETS / name / "report.json").read_text())["perplexity"]["overall"] for name in ("pico", "nano")
+    )
+    assert nano < 0.9 * pico
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_model_that_ships_has_learned_every_source(name: str) -> None:
+    report = json.loads((ASSETS / name / "report.json").read_text())
     trained, unigram = report["perplexity"]["by_source"], report["perplexity_unigram"]["by_source"]
     assert trained.keys() == unigram.keys()
     assert len(trained) == 18  # of 19; no piece of `gum` happens to be held out

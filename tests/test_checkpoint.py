@@ -178,7 +178,7 @@ def test_options_reach_the_model(folder: Path) -> None:
 
 
 def test_a_model_that_is_nowhere_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"gpt3 is neither a folder, a file, a model that ships \(nano\)"):
+    with pytest.raises(FileNotFoundError, match=r"gpt3 is neither a folder, a file, a model that ships \(nano, pico\)"):
         GPT2.from_pretrained("gpt3")
     with pytest.raises(FileNotFoundError, match=r"there is no file .*config\.json"):
         GPT2.from_pretrained(tmp_path)

@@ -196,7 +196,7 @@ DATA_MISTAKES = {
 MODEL_MISTAKES = {
     "unknown model": (
         "--model gpt5",
-        "gpt5 is neither a folder, a file, a model that ships (nano) nor a public",
+        "gpt5 is neither a folder, a file, a model that ships (nano, pico) nor a public",
     ),
     "model not here": ("--model gpt2-xl", "gpt2-xl is not here, and HF_HUB_OFFLINE forbids bringing it"),
     "no files": ("--model {inputs}/nothing", "there is no file"),
@@ -257,7 +257,7 @@ OTHER_MISTAKES = {
         TUNE.replace("soft_prompt", "lora+ia3").replace("--length 4", ""),
         "lora and ia3 cannot be stacked: both want h.0.attn.c_attn.",
     ),
-    "methods for no model": ("methods --model nope", "nope is neither a folder nor one of nano, gpt2, "),
+    "methods for no model": ("methods --model nope", "nope is neither a folder nor one of nano, pico, gpt2, "),
     "methods without settings": ("methods --model {inputs}", "there is no file"),
     "a plan for two machines": ("plan --gpu 6GB --memory 2GB", "give one of them"),
     "a plan for no size": ("plan --gpu large", "'large' is no size of memory; write it like 6GB"),
@@ -289,7 +289,7 @@ OTHER_MISTAKES = {
             "stops": "line 2: stop is 'a'; it must be a list of texts",
         }.items()
     },
-    "a plan for no model": ("plan --model nope", "nope is neither a folder nor one of nano, gpt2, "),
+    "a plan for no model": ("plan --model nope", "nope is neither a folder nor one of nano, pico, gpt2, "),
     "a plan to train nothing": ("plan --method hard_prompt", "hard_prompt has nothing to train"),
     "settings of no method": ("plan --length 5", "--length, --reparam and --set are settings of a --method; name it."),
     "settings of pretraining": ("plan --method pretrain --set rank=4", "pretrain has no --length, --reparam or --set."),

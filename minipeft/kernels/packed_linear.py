@@ -32,17 +32,20 @@ class PackedLinear:
 
     def __init__(self) -> None:
         self.packed: Tensor | None = None
-        self._of: tuple[Any, ...] = ()
+        self._weight: Tensor | None = None
+        self._state = (0, 0)
 
     def __call__(
         self, x: Float[Tensor, "*B I"], weight: Float[Tensor, "O I"], bias: Float[Tensor, "O"] | None = None
     ) -> Float[Tensor, "*B O"]:
-        plain = torch.is_grad_enabled() or torch.compiler.is_compiling() or x.dtype != weight.dtype or x.numel() == 0
-        if plain or not can_pack(weight):
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.dtype != weight.dtype or x.numel() == 0:
             return F.linear(x, weight, bias)
-        now = (weight, weight.data_ptr(), 0 if weight.is_inference() else weight._version)
-        if len(self._of) < len(now) or self._of[0] is not weight or self._of[1:] != now[1:]:
-            self.packed, self._of = torch.ops.mkldnn._reorder_linear_weight(weight.detach()), now
+        state = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+        if weight is not self._weight or state != self._state:
+            if not can_pack(weight):
+                return F.linear(x, weight, bias)
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+            self._weight, self._state = weight, state
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, bias, "none", [], "")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "PackedLinear":
