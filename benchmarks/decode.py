@@ -127,6 +127,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             axes.text(value, place, f" {value:,.0f}", va="center", fontsize=10)
     axes.set_yticks(range(len(names)), names, fontsize=10)
     axes.invert_yaxis()
+    axes.margins(x=0.08)  # room for the last number
     axes.set_xlabel("tokens a second, GPT-2 small, two CPU cores", fontsize=10)
     axes.legend(frameon=False, fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
