@@ -1,6 +1,6 @@
 """Two thousand requests to a bank whose prompts come and go: no row is wrong, and memory does not grow.
 
-    python benchmarks/soak.py                  # about ten minutes on two cores
+    python benchmarks/soak.py                  # about ten minutes
     python benchmarks/soak.py --requests 200
 
 Requests have one to eight rows of random tasks, texts, lengths, seeds and stops; now and then a prompt is added,
