@@ -31,7 +31,7 @@ from minipeft.generate import Prompts, generate, stream_text, write
 from minipeft.gpt2 import GPT2
 from minipeft.methods.made_for import base_told, check_made_for
 from minipeft.sampling import Sampling
-from minipeft.tuned import SHIPPED_ADAPTERS, Tuned, load
+from minipeft.tuned import Tuned, find_adapter, load
 
 INDEX_FILE, PROMPTS_FILE = "bank.json", "bank.safetensors"
 MOST_INDEX_BYTES = 100_000_000
@@ -62,15 +62,10 @@ class PromptBank:
         """Take in a tuned model, or the adapter in a folder (or one that ships, by its name), under a task's name.
 
         Raises ValueError if the name is taken or no name, if the prompt was tuned on another model, or its method is
-        no prompt or prefix; and what `minipeft.load` raises.
+        no prompt or prefix; FileNotFoundError if there is no such folder; and what `minipeft.load` raises.
         """
         self._check_free(task)
-        if not isinstance(prompt, Tuned):
-            shipped = SHIPPED_ADAPTERS / str(prompt)
-            folder = shipped if not Path(prompt).exists() and shipped.is_dir() else Path(prompt)
-            tuned = load(folder, self.model)
-        else:
-            tuned = prompt
+        tuned = prompt if isinstance(prompt, Tuned) else load(find_adapter(str(prompt)), self.model)
         if tuned.base is not self.model:
             raise ValueError(f"the prompt for {task!r} was tuned on another model than this bank's.")
         method = tuned.method.name

@@ -7,7 +7,7 @@ Source: Wu et al. 2016, §7; the rules of `transformers` with early_stopping="ne
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from heapq import nlargest
 
 import torch
@@ -69,8 +69,8 @@ def beam_search(
     memory: FixedMemory | None = None,
 ) -> list[Row]:
     """The best ending of each row. Raises ValueError if the rows' settings are not the same, and what `read` raises."""
-    sampling = replace(samplings[0], seed=0)
-    if any(replace(other, seed=0) != sampling for other in samplings):
+    sampling = samplings[0].rules
+    if any(other.rules != sampling for other in samplings):
         raise ValueError("beam search takes one setting for all rows of a batch.")
     every = [Search(begun(model, ids, sampling)) for ids in rows]
     cache, logits = read(model, [search.row for search in every], prompt, memory)

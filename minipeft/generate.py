@@ -38,8 +38,7 @@ class Row:
     ended: bool = False
 
     def __post_init__(self) -> None:
-        self.rules = replace(self.sampling, seed=0)
-        """What rows that are chosen together have in common."""
+        self.rules = self.sampling.rules  # made once, and not at every token
 
     def add(self, token: int, end_of_text: int) -> None:
         """Take a token, and see whether it is the last."""

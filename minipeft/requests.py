@@ -111,7 +111,7 @@ def batches_of(requests: Sequence[Request], rows: int) -> Iterator[list[Request]
     """Neighbours, at most so many at once; beam search wants one setting in a batch."""
 
     def alike(request: Request) -> object:
-        return replace(request.sampling, seed=0) if request.sampling.beams > 1 else None
+        return request.sampling.rules if request.sampling.beams > 1 else None
 
     for _, group in groupby(requests, alike):
         some = list(group)

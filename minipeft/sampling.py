@@ -1,7 +1,7 @@
 """How the next token is chosen: what a person may ask for, and the choice among a model's logits."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -65,6 +65,11 @@ class Sampling:
             raise ValueError("beam search draws nothing: with beams, leave temperature at 0.")
         if not abs(self.length_penalty) < float("inf"):
             raise ValueError(f"length_penalty must be a number, got {self.length_penalty}.")
+
+    @property
+    def rules(self) -> "Sampling":
+        """All but the seed: what rows that are chosen together, or searched together, have in common."""
+        return replace(self, seed=0)
 
     @property
     def forbids(self) -> bool:

@@ -34,6 +34,17 @@ CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 SHIPPED_ADAPTERS = Path(__file__).parent / "assets" / "prompts"
 
 
+def find_adapter(name: str) -> Path:
+    """The folder of an adapter that ships, or the folder that was named. Raises FileNotFoundError if neither is."""
+    shipped = SHIPPED_ADAPTERS / name
+    if Path(name).is_dir():
+        return Path(name)
+    if name and shipped.is_dir() and shipped.parent == SHIPPED_ADAPTERS:
+        return shipped
+    ships = ", ".join(sorted(path.parent.name for path in SHIPPED_ADAPTERS.glob("*/adapter_config.json")))
+    raise FileNotFoundError(f"{name} is neither a folder nor an adapter that ships ({ships}).")
+
+
 def attach(model: "GPT2 | Tuned", method: Method, seed: int = 0) -> "Tuned":
     """Freeze `model` and attach `method` to it; `seed` draws the method's starting values.
 

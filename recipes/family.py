@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from marked import between
+
 from minipeft.config import GPT2Config
 from minipeft.files import read_json, write_atomically
 from minipeft.metrics import read_metrics
@@ -36,9 +38,8 @@ def main() -> None:
     rows.sort(key=lambda row: (list(NAMES).index(row["model"]), row["step"]))
     write_atomically(results, "".join(json.dumps(row) + "\n" for row in rows).encode())
     page = options.out / "pretraining.md"
-    before, _, rest = page.read_text().partition(BEGIN)
     table = tables({row["model"]: row for row in rows if "report" in row})
-    write_atomically(page, f"{before}{BEGIN}\n\n{table}\n{END}{rest.partition(END)[2]}".encode())
+    write_atomically(page, between(page.read_text(encoding="utf-8"), BEGIN, END, table).encode())
     draw(rows, options.out / "family.png")
 
 

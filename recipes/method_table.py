@@ -9,12 +9,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from marked import between
+
 from minipeft.downloads import PUBLIC
 from minipeft.files import write_atomically
 from minipeft.overview import METHODS_TABLE, Entry, count, size_told
 
 ROOT = Path(__file__).parents[1]
-BEGIN, END = "<!-- methods: begin -->\n", "<!-- methods: end -->\n"
+BEGIN, END = "<!-- methods: begin -->", "<!-- methods: end -->"
 SIZES = {"small": "gpt2", "medium": "gpt2-medium", "large": "gpt2-large", "XL": "gpt2-xl"}
 
 
@@ -25,22 +27,13 @@ def main() -> None:
     for name, table in (("README.md", short_table()), ("docs/methods.md", long_tables())):
         path = ROOT / name
         found = path.read_text(encoding="utf-8")
-        wanted = between(found, table)
+        wanted = between(found, BEGIN, END, table)
         if found == wanted:
             continue
         if check:
             sys.exit(f"{name} is not as the code is; write it again: python recipes/method_table.py")
         write_atomically(path, wanted.encode("utf-8"))
         print(f"wrote {name}")
-
-
-def between(text: str, table: str) -> str:
-    """`text` with `table` between its two marks. Raises ValueError if it lacks them."""
-    before, _, rest = text.partition(BEGIN)
-    _, mark, after = rest.partition(END)
-    if not mark:
-        raise ValueError(f"there is no {BEGIN.strip()} with {END.strip()} after it.")
-    return f"{before}{BEGIN}\n{table}\n\n{END}{after}"
 
 
 def short_table() -> str:

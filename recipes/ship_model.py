@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from marked import between
 
 from minipeft.checkpoint import load_gpt2, save_gpt2
 from minipeft.corpus import build_corpus
@@ -33,9 +34,8 @@ def main() -> None:
     shutil.copyfile(corpus_folder / "manifest.json", assets / "manifest.json")
     card = assets / "README.md"
     text = card.read_text(encoding="utf-8") if card.exists() else f"# Model card: {assets.name}\n\n{BEGIN}\n{END}\n"
-    before, _, rest = text.partition(BEGIN)
     measured = told(assets.name, report, read_json(assets / "manifest.json"), assets / "model.safetensors")
-    write_atomically(card, f"{before}{BEGIN}\n\n{measured}\n{END}{rest.partition(END)[2]}".encode())
+    write_atomically(card, between(text, BEGIN, END, measured).encode())
 
 
 def told(name: str, report: Mapping[str, Any], manifest: Mapping[str, Any], weights: Path) -> str:

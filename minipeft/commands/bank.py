@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from minipeft.commands.options import Model, find_adapter, load_model
+from minipeft.commands.options import Model, load_model
 
 if TYPE_CHECKING:
     from minipeft.bank import PromptBank
@@ -40,7 +40,7 @@ def add(
     Example: `minipeft bank add runs/bank spam runs/spam`
     """
     held = _open(folder, model, new=True)
-    held.add(task, find_adapter(adapter))
+    held.add(task, adapter)
     held.save(folder)
     _told(held, folder)
 

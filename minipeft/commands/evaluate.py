@@ -21,7 +21,6 @@ from minipeft.commands.options import (
     Target,
     Truncate,
     choose_task,
-    find_adapter,
     load_model,
 )
 
@@ -105,7 +104,7 @@ def _labelled(
     from minipeft.evaluate import majority
     from minipeft.methods import HardPrompt
     from minipeft.tune import encoder_for
-    from minipeft.tuned import attach, load
+    from minipeft.tuned import attach, find_adapter, load
 
     if (adapter is None) == (template is None):
         raise ValueError('say what to measure: --adapter DIR, or a hard prompt by --template "{text} It was".')
@@ -141,7 +140,7 @@ def _zero_shot(
 ) -> None:
     """A task without training: the measures, and in words what was done."""
     from minipeft.progress import progress_bar
-    from minipeft.tuned import load
+    from minipeft.tuned import find_adapter, load
     from minipeft.zero_shot import Subject, measure, reference
 
     if fill is not None:

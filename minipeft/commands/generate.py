@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from minipeft.commands.options import Adapter, Device, Dtype, Model, Overwrite, Resume, Seed, find_adapter, load_model
+from minipeft.commands.options import Adapter, Device, Dtype, Model, Overwrite, Resume, Seed, load_model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -112,7 +112,7 @@ def _one(
     """Write one text; on a terminal piece by piece."""
     from minipeft.generate import generate as continue_text
     from minipeft.generate import stream_text
-    from minipeft.tuned import load
+    from minipeft.tuned import find_adapter, load
 
     memory = None if bank is None else bank.memory([task], 1)
     if adapter is not None:
@@ -144,7 +144,7 @@ def _many(
     from minipeft.bank import PromptBank
     from minipeft.progress import progress_bar
     from minipeft.requests import answer, read_requests
-    from minipeft.tuned import load
+    from minipeft.tuned import find_adapter, load
 
     if out is None:
         raise ValueError("--batch needs --out, the file to write.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from minipeft.commands.options import Model, find_adapter, load_model
+from minipeft.commands.options import Model, load_model
 
 if TYPE_CHECKING:
     from minipeft.tuned import Tuned
@@ -43,7 +43,7 @@ def inspect(
     """
     from minipeft.checkpoint import SHIPPED
     from minipeft.downloads import PUBLIC
-    from minipeft.tuned import CONFIG_FILE, WEIGHTS_FILE, load
+    from minipeft.tuned import CONFIG_FILE, WEIGHTS_FILE, find_adapter, load
 
     known = what in SHIPPED or what in PUBLIC
     if not known and Path(what).suffix and not Path(what).exists():

@@ -145,19 +145,6 @@ def shape_of(model: str) -> "GPT2Config":
     return known.config if known else read_config(folder / CONFIG_FILE)
 
 
-def find_adapter(name: str) -> Path:
-    """The folder of an adapter that ships, or the folder that was named. Raises FileNotFoundError if neither is."""
-    from minipeft.tuned import SHIPPED_ADAPTERS
-
-    shipped = SHIPPED_ADAPTERS / name
-    if Path(name).is_dir():
-        return Path(name)
-    if name and shipped.is_dir() and shipped.parent == SHIPPED_ADAPTERS:
-        return shipped
-    ships = ", ".join(sorted(path.parent.name for path in SHIPPED_ADAPTERS.glob("*/adapter_config.json")))
-    raise FileNotFoundError(f"{name} is neither a folder nor an adapter that ships ({ships}).")
-
-
 def load_model(name: str | Path, device: str, dtype: str = "float32") -> "GPT2":
     """The model that ships by this name, or in this folder or file, on the device that `--device` means."""
     import torch
