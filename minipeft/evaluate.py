@@ -62,10 +62,14 @@ def score_labels(encoder: Encoder, examples: Sequence[Example], log_likelihoods:
 
 def majority(task: Task, split: str) -> Score:
     """What always answering the commonest training label scores."""
-    commonest = Counter(example.target for example in task.splits["train"]).most_common(1)[0][0]
-    examples = task.splits[split]
+    commonest, examples = majority_label(task), task.splits[split]
     right = sum(example.target == commonest for example in examples)
     return Score(loss=math.nan, examples=len(examples), accuracy=right / len(examples))
+
+
+def majority_label(task: Task) -> str:
+    """The commonest training label."""
+    return Counter(example.target for example in task.splits["train"]).most_common(1)[0][0]
 
 
 @torch.no_grad()

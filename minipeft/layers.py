@@ -23,6 +23,11 @@ class Embedding(nn.Embedding):
     For a matrix that is the head, too, whose own gradient is there before it and takes the rows up.
     """
 
+    def reset_parameters(self) -> None:
+        """Draw starting values; where there is no memory for any, PyTorch would import its compiler to draw none."""
+        if self.weight.device.type != "meta":
+            super().reset_parameters()
+
     def forward(self, numbers: Int[Tensor, "*B"]) -> Float[Tensor, "*B D"]:
         return F.embedding(numbers, self.weight, sparse=self.gradient_by_rows and not numbers.is_cuda)
 

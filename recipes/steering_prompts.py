@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 import minipeft as mp
-from minipeft.tasks import TASKS, Example, Task, task_from_file
+from minipeft.tasks import Task, open_task, task_from_file
 from minipeft.tasks.base import SPLITS
 from minipeft.training_state import STATE_FILE
 from minipeft.tune import TuneConfig, tune
@@ -31,7 +31,7 @@ def main() -> None:
     options = parser.parse_args()
     model = mp.GPT2.from_pretrained("nano")
     for name in ("positive", "negative", "shakespeare") if options.only is None else (options.only,):
-        task = plays(options.shakespeare) if name == "shakespeare" else opinions(name)
+        task = plays(options.shakespeare) if name == "shakespeare" else open_task(name)
         out = options.out / task.name
         batch_size = 8 if task.name == "shakespeare" else 32  # pieces of plays are long, reviews short
         config = TuneConfig(options.steps, batch_size, options.lr, eval_every=100, truncate=True)
@@ -40,16 +40,6 @@ def main() -> None:
         (SHIPPED_ADAPTERS / task.name).mkdir(parents=True, exist_ok=True)
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             shutil.copyfile(out / name, SHIPPED_ADAPTERS / task.name / name)
-
-
-def opinions(label: str) -> Task:
-    """Movie reviews with this label, as texts to write."""
-    movie = TASKS["movie"]()
-    splits = {
-        split: tuple(Example("", row.text, row.where) for row in rows if row.target == label)
-        for split, rows in movie.splits.items()
-    }
-    return Task(name=label, splits=splits)
 
 
 def plays(folder: Path) -> Task:

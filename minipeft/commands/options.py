@@ -32,12 +32,24 @@ ModelShape = Annotated[str, typer.Option("--model", help="A GPT-2 by name, here 
 Adapter = Annotated[
     str | None, typer.Option(help="A folder that `tune` or PEFT wrote, or the name of a prompt that ships.")
 ]
-TaskName = Annotated[str | None, typer.Option("--task", help="A task that ships: movie, product, tweet, news.")]
-Data = Annotated[Path | None, typer.Option(help="Your own task: a .tsv, .csv, .jsonl or .txt file.")]
-Input = Annotated[
-    str | None, typer.Option("--input", help="The column to read; without it, texts like --target are learned.")
+TaskName = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        help="Labels: movie, product, tweet, news; text: tweets, headlines, positive, negative, shakespeare, e2e.",
+    ),
 ]
-Target = Annotated[str | None, typer.Option(help="The column to write: labels or text.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(help="Your own task: a .tsv, .csv, .jsonl or .txt file, or a folder of train, dev and test files."),
+]
+Input = Annotated[
+    str | None,
+    typer.Option(
+        "--input", help="The column to read, its name or number; without it, texts like --target are learned."
+    ),
+]
+Target = Annotated[str | None, typer.Option(help="The column to write, labels or text, its name or number.")]
 Kind = Annotated[str, typer.Option(help="Whether --target holds labels or text: auto, labels or text.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto: the fastest there is.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same machine, same result.")]
@@ -114,9 +126,9 @@ def text_files(paths: list[Path]) -> list[Path]:
     files: list[Path] = []
     for path in paths:
         if str(path) == "tinyshakespeare" and not path.exists():
-            from minipeft.zero_shot.tasks import SOURCES
+            from minipeft.downloads.data import TINYSHAKESPEARE
 
-            files.append(SOURCES["tinyshakespeare"].find("tinyshakespeare", print))
+            files.append(TINYSHAKESPEARE.find("tinyshakespeare", "minipeft pretrain --data tinyshakespeare"))
         else:
             files += sorted(path.glob("*.txt")) if path.is_dir() else [path]
     if not files:
@@ -157,15 +169,14 @@ def load_model(name: str | Path, device: str, dtype: str = "float32") -> "GPT2":
 
 def choose_task(name: str | None, data: Path | None, input_column: str | None, target: str | None, kind: str) -> "Task":
     """The task that ships by this name, or a person's own file. Raises ValueError unless just one was named."""
-    from minipeft.tasks import TASKS, task_from_file
+    from minipeft.tasks import open_task, task_from_file
 
     if (name is None) == (data is None):
         raise ValueError("say what to learn: --task NAME (that ships) or --data FILE (your own).")
     if data is not None:
         return task_from_file(data, input_column, target, kind)
-    if name not in TASKS:
-        raise ValueError(f"there is no task {name!r}; there are {', '.join(TASKS)}, or bring your own with --data.")
-    return TASKS[name]()
+    assert name is not None
+    return open_task(name)
 
 
 def check_out(out: Path, resume: bool, overwrite: bool) -> None:

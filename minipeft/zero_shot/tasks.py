@@ -1,12 +1,11 @@
 """The tasks of `minipeft eval` that need no training: where their data are, and the protocol of each, in words."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from minipeft.corpus import read_text
-from minipeft.downloads import Advice, Remote, fetch
+from minipeft.downloads.data import GITHUB, TINYSHAKESPEARE, Source
 from minipeft.zero_shot.choices import read_hellaswag, read_lambada, score_hellaswag, score_lambada
 from minipeft.zero_shot.scoring import Subject
 from minipeft.zero_shot.texts import detokenised, score_text
@@ -44,50 +43,18 @@ class Measured:
     values: dict[str, float]
 
 
-@dataclass(frozen=True)
-class Source:
-    """A data file: its place under the folder that MINIPEFT_DATA names, its public address, and what it must be.
-
-    Without a known SHA-256 it is never brought, only read where somebody has put it.
-    """
-
-    place: str
-    address: str
-    sha256: str | None = None
-    size: int = 0
-
-    def find(self, task: str, say: Callable[[str], None]) -> Path:
-        """The file. Raises FileNotFoundError with what to do, and what `fetch` raises."""
-        folder = os.environ.get("MINIPEFT_DATA")
-        if folder and (Path(folder) / self.place).is_file():
-            return Path(folder) / self.place
-        again = f"minipeft eval --task {task}"
-        if self.sha256 is None:
-            raise FileNotFoundError(f"{task}'s data are not here: get {self.address}, then type: {again} --data FILE")
-        advice = Advice(again, "add --data FILE for a file from elsewhere", "with MINIPEFT_CACHE")
-        cache = Path(os.environ.get("MINIPEFT_CACHE") or Path.home() / ".cache" / "minipeft")
-        remote = Remote(self.address, self.sha256, self.size)
-        return fetch(task, remote, cache / self.place, advice, say)
-
-
-_GITHUB = "https://raw.githubusercontent.com"
 SOURCES = {
     "wikitext2": Source(
         "wikitext2/test.txt",
-        f"{_GITHUB}/pytorch/examples/77f55b912142e11fcfdf5b530231fb9c52f181e8/word_language_model/data/wikitext-2/test.txt",
+        f"{GITHUB}/pytorch/examples/77f55b912142e11fcfdf5b530231fb9c52f181e8/word_language_model/data/wikitext-2/test.txt",
         "d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0",
         1_256_449,
     ),
-    "tinyshakespeare": Source(
-        "tinyshakespeare/input.txt",
-        f"{_GITHUB}/karpathy/char-rnn/6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/data/tinyshakespeare/input.txt",
-        "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
-        1_115_394,
-    ),
+    "tinyshakespeare": TINYSHAKESPEARE,
     "lambada": Source(
         "lambada/lambada_test.jsonl", "https://openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl"
     ),
-    "hellaswag": Source("hellaswag/hellaswag_val.jsonl", f"{_GITHUB}/rowanz/hellaswag/master/data/hellaswag_val.jsonl"),
+    "hellaswag": Source("hellaswag/hellaswag_val.jsonl", f"{GITHUB}/rowanz/hellaswag/master/data/hellaswag_val.jsonl"),
 }
 ZERO_SHOT = (*SOURCES, "text")
 PINNED = tuple(task for task, source in SOURCES.items() if source.sha256 is not None)
@@ -110,7 +77,7 @@ def measure(
         raise ValueError(f"there is no task {task!r}; there are {', '.join(ZERO_SHOT)}.")
     if data is None and task == "text":
         raise ValueError("say which text: minipeft eval --task text --data FILE")
-    path = data or SOURCES[task].find(task, say)
+    path = data or SOURCES[task].find(task, f"minipeft eval --task {task}", say)
     if task == "lambada":
         return _lambada(subject, path, settings, bar)
     if task == "hellaswag":

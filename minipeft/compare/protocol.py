@@ -1,0 +1,108 @@
+"""A study as a file: read from TOML and checked, and kept as JSON beside its results to say how they came about."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from minipeft.compare.contenders import USUAL, check_contender
+from minipeft.compare.study import Contender, Part, Source, Study, StudyError
+from minipeft.corpus import read_text
+from minipeft.files import read_json
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ALL = "all"
+"""Of the examples, in a file; TOML has no null."""
+
+
+def read_study(path: str | Path) -> Study:
+    """The study in a .toml file, or in the .json that was kept of one.
+
+    Raises StudyError with one sentence that names the file, and what is wrong in it.
+    """
+    try:
+        return study_of(read_json(path) if Path(path).suffix == ".json" else tomllib.loads(read_text(Path(path))))
+    except tomllib.TOMLDecodeError as error:
+        raise StudyError(f"{path} is no TOML file: {error}.") from None
+    except StudyError as error:
+        raise StudyError(f"{path}: {error}") from None
+
+
+def study_of(told: Mapping[str, Any]) -> Study:
+    """The study that a table of settings describes. The usual contenders need not be told. Raises StudyError."""
+    told = dict(told)
+    parts = [_part(one) for one in _tables("parts", told.pop("parts", []))]
+    sources = {name: Source(**_checked(Source, f"task {name}", one)) for name, one in told.pop("tasks", {}).items()}
+    own = {name: _contender(name, one) for name, one in told.pop("contenders", {}).items()}
+    wanted = {name for part in parts for name in part.contenders}
+    contenders = {name: one for name, one in {**USUAL, **own}.items() if name in wanted}
+    for contender in contenders.values():
+        check_contender(contender)
+    kept = _checked(Study, "the study", {**told, "parts": (), "contenders": {}})
+    return Study(**{**kept, "parts": tuple(parts), "contenders": contenders, "sources": sources})
+
+
+def told_of(study: Study) -> dict[str, Any]:
+    """The table of settings that `study_of` makes the same study of."""
+    plain = asdict(study)
+    contenders = {
+        name: {"method": one.method, **one.settings, "trials": list(one.trials)}
+        for name, one in study.contenders.items()
+    }
+    parts = [
+        {name: value for name, value in one.items() if value is not None}
+        | {"examples": [ALL if number is None else number for number in one["examples"]]}
+        for one in plain["parts"]
+    ]
+    sources = {name: {key: v for key, v in one.items() if v is not None} for name, one in plain.pop("sources").items()}
+    return {**plain, "parts": parts, "models": dict(study.models), "contenders": contenders, "tasks": sources}
+
+
+def _tables(name: str, value: object) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+        raise StudyError(f"{name} must be tables, [[{name}]].")
+    return value
+
+
+def _part(told: dict[str, Any]) -> Part:
+    where = f"part {told.get('name', '')}".strip()
+    found = _checked(Part, where, told)
+    if "examples" in found:
+        found["examples"] = tuple(None if number == ALL else number for number in found["examples"])
+        if wrong := [one for one in found["examples"] if one is not None and (not isinstance(one, int) or one < 2)]:
+            raise StudyError(f'{where}: examples are whole numbers from 2 on, or "all"; one is {wrong[0]!r}.')
+    return Part(**found)
+
+
+def _contender(name: str, told: dict[str, Any]) -> Contender:
+    told = dict(told)
+    method, trials = told.pop("method", name), _tables("trials", told.pop("trials", []))
+    return Contender(name, method, told, tuple(trials))
+
+
+def _checked(kind: Any, where: str, told: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a dataclass, lists as tuples. Raises StudyError for one unknown, missing or of a wrong type."""
+    known = {one.name: str(one.type) for one in fields(kind)}
+    found: dict[str, Any] = {}
+    for name, value in told.items():
+        if name not in known:
+            raise StudyError(f"{where} has no setting {name!r}; it has {', '.join(known)}.")
+        many, declared = known[name].startswith("tuple"), known[name]
+        right = {"str": isinstance(value, str), "int": isinstance(value, int) and not isinstance(value, bool)}
+        if many != isinstance(value, list | tuple) or not right.get(declared.split(" | ")[0], True):
+            what = (
+                "a list" if many else {"str": "text", "int": "a whole number"}.get(declared.split(" | ")[0], declared)
+            )
+            raise StudyError(f"{where}: {name} must be {what}, got {value!r}.")
+        if declared == "int" and value < (0 if name.endswith("seed") else 1):
+            raise StudyError(f"{where}: {name} must be at least 1, got {value}.")
+        found[name] = tuple(value) if many else value
+    needed = [one.name for one in fields(kind) if one.default is one.default_factory]  # both are MISSING
+    if missing := [name for name in needed if name not in found]:
+        raise StudyError(f"{where} lacks {missing[0]!r}.")
+    return found

@@ -1,0 +1,179 @@
+"""A study: what is compared, and by which rules, all of it fixed before anything runs.
+
+Tasks × models × contenders × amounts of examples × sizes × seeds. A contender is a method with the trials among which
+dev chooses, for every contender as many. Trials see train and dev; the best is run again with seeds of its own, and
+only these runs see test.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+SWEEP, FINAL = "sweep", "final"
+Group = tuple[Any, ...]
+"""What the runs have in common among which dev chooses: part, task, model, contender, examples, size."""
+
+
+class StudyError(ValueError):
+    """A study that cannot be run; the message names what is wrong in it."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A method, its settings, and the trials: learning rates, and what else dev is to choose.
+
+    One without trials is not trained: it is measured once, by a rule of its own (`minipeft.compare.bare`).
+    """
+
+    name: str
+    method: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    trials: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Source:
+    """A person's own data as a task: see `minipeft.tasks.task_from_file`."""
+
+    data: str
+    input: str | None = None
+    target: str | None = None
+    kind: str = "auto"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One table or curve of a study, and what it crosses.
+
+    examples: how many of the training examples are read (None: all). sizes: "length=20" or "numbers=15360", which
+    settings of each contender are fitted to (None: its own). seeds: of the runs that see test; none, and the part is a
+    sweep alone. chosen_by: another part whose choices it takes over instead of sweeping again.
+    """
+
+    name: str
+    tasks: tuple[str, ...]
+    models: tuple[str, ...]
+    contenders: tuple[str, ...]
+    examples: tuple[int | None, ...] = (None,)
+    sizes: tuple[str | None, ...] = (None,)
+    seeds: tuple[int, ...] = (1, 2, 3)
+    chosen_by: str | None = None
+    steps: int | None = None
+    """Instead of the study's."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: everything that it is told."""
+
+    stage: str
+    part: str
+    task: str
+    model: str
+    contender: str
+    examples: int | None
+    size: str | None
+    seed: int
+    trial: int
+
+    @property
+    def group(self) -> Group:
+        """The runs among which dev chooses have it in common."""
+        return (self.part, self.task, self.model, self.contender, self.examples, self.size)
+
+    def told(self) -> str:
+        """In words, for a progress bar or an error."""
+        sizes = [f"{self.examples} examples" if self.examples else "", self.size or ""]
+        what = f"trial {self.trial + 1}" if self.stage == SWEEP else f"seed {self.seed}"
+        return ", ".join(filter(None, [self.part, self.task, self.model, self.contender, *sizes, what]))
+
+
+@dataclass(frozen=True)
+class Study:
+    """The whole protocol. Raises StudyError where it is not one, or is not fair."""
+
+    name: str
+    parts: tuple[Part, ...]
+    contenders: Mapping[str, Contender]
+    steps: int = 300
+    batch_size: int = 32
+    eval_every: int = 100
+    sweep_seed: int = 0
+    dtype: str = "float32"
+    sources: Mapping[str, Source] = field(default_factory=dict)
+    """Tasks of a person's own, by name."""
+    models: Mapping[str, str] = field(default_factory=dict)
+    """Folders of models that do not ship, by name."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("float32", "bfloat16", "float16"):
+            raise StudyError(f"dtype is {self.dtype!r}; it can be float32, bfloat16 or float16.")
+        names = [part.name for part in self.parts]
+        if not names or len(set(names)) < len(names):
+            raise StudyError("a study needs at least one part, and no two of the same name.")
+        for number, part in enumerate(self.parts):
+            if unknown := [name for name in part.contenders if name not in self.contenders]:
+                known = ", ".join(self.contenders)
+                raise StudyError(f"part {part.name}: there is no contender {unknown[0]!r}; there are {known}.")
+            trials = {name: len(self.contenders[name].trials) for name in part.contenders}
+            if len(set(trials.values()) - {0}) > 1:
+                told = ", ".join(f"{name} {count}" for name, count in trials.items() if count)
+                raise StudyError(f"part {part.name}: every contender must have as many trials, but there are {told}.")
+            if part.chosen_by is not None and part.chosen_by not in names[:number]:
+                raise StudyError(f"part {part.name}: chosen_by is {part.chosen_by!r}, which is no part before it.")
+            if self.sweep_seed in part.seeds:
+                raise StudyError(f"part {part.name}: seed {self.sweep_seed} is the sweep's; finals need fresh ones.")
+
+    def part(self, name: str) -> Part:
+        """The part of this name."""
+        return next(part for part in self.parts if part.name == name)
+
+    def steps_of(self, part: Part) -> int:
+        """Optimizer steps of every run of a part."""
+        return part.steps or self.steps
+
+    def sweep(self, part: Part) -> Iterator[Run]:
+        """All trials of a part; none where another part's choices are taken over."""
+        for task, model, name, examples, size in [] if part.chosen_by else _crossed(part):
+            for trial in range(len(self.contenders[name].trials)):
+                yield Run(SWEEP, part.name, task, model, name, examples, size, self.sweep_seed, trial)
+
+    def finals(self, part: Part, chosen: Mapping[Group, int]) -> Iterator[Run]:
+        """The runs of a part that see test, with the trials that were chosen; an untrained contender has one run."""
+        for task, model, name, examples, size in _crossed(part):
+            bare = not self.contenders[name].trials
+            trial = 0 if bare else chosen.get(self.chooser(part, task, model, name, examples, size))
+            for seed in part.seeds[:1] if bare else part.seeds:
+                if trial is not None:
+                    yield Run(FINAL, part.name, task, model, name, examples, size, seed, trial)
+
+    def chooser(self, part: Part, *crossed: Any) -> Group:
+        """The group whose choice the runs of a part take; of another part that with all examples, and its own size."""
+        task, model, name, examples, size = crossed
+        if part.chosen_by is None:
+            return (part.name, task, model, name, examples, size)
+        return (part.chosen_by, task, model, name, None, None)
+
+    def key(self, run: Run) -> str:
+        """The same for a run of the same settings, whatever else of the study changes."""
+        part, contender = self.part(run.part), self.contenders[run.contender]
+        told = {
+            **asdict(run),
+            "method": contender.method,
+            "settings": dict(contender.settings),
+            "trial": dict(contender.trials[run.trial]) if contender.trials else {},
+            "training": [self.steps_of(part), self.batch_size, self.eval_every, self.dtype],
+            "source": asdict(self.sources[run.task]) if run.task in self.sources else None,
+        }
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _crossed(part: Part) -> Iterator[tuple[str, str, str, int | None, str | None]]:
+    for task in part.tasks:
+        for model in part.models:
+            for name in part.contenders:
+                for examples in part.examples:
+                    for size in part.sizes:
+                        yield task, model, name, examples, size

@@ -1,0 +1,111 @@
+"""What is measured on text that a model writes: overlap with what people wrote, variety, and what a judge calls it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minipeft.evaluate import label_log_likelihoods
+from minipeft.gpt2 import GPT2
+from minipeft.methods import FullFinetuning
+from minipeft.sampling import Sampling
+from minipeft.tasks import Example, Task, open_task
+from minipeft.tune import TuneConfig, encoder_for, tune
+from minipeft.tuned import Tuned, load
+
+BEAMS = 5
+MOST_TOKENS = 80
+"""Of a sentence about a restaurant; people's have 57 at most, by nano's tokenizer."""
+OPENING = "It is a"
+WRITTEN = 200
+JUDGE_SEED = 100
+AT_ONCE = 32
+
+
+def tell(tuned: Tuned, task: Task, examples: Sequence[Example]) -> dict[str, float]:
+    """BLEU and ROUGE-L of what beam search writes for each input, against all texts that people wrote for it.
+
+    Raises ValueError if sacrebleu or rouge-score is not installed.
+    """
+    encoder = encoder_for(tuned, task, truncate=True)
+    references: dict[str, list[str]] = {}
+    asked: dict[str, list[int]] = {}
+    for example in examples:
+        references.setdefault(example.text, []).append(example.target)
+        asked.setdefault(example.text, encoder.context(example))
+    order = sorted(asked, key=lambda text: len(asked[text]))
+    settings = Sampling(max_new_tokens=MOST_TOKENS, beams=BEAMS)
+    told: list[str] = []
+    for start in range(0, len(order), AT_ONCE):
+        prompts = [asked[text] for text in order[start : start + AT_ONCE]]
+        for prompt, ids in zip(prompts, tuned.generate_with(prompts, settings), strict=True):
+            own = [int(token) for token in ids[len(prompt) :]]
+            told.append(tuned.base.tokenizer.decode([token for token in own if token != encoder.tokenizer.eot]).strip())
+    return overlap(told, [references[text] for text in order])
+
+
+def overlap(told: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """BLEU (0–100, of the corpus, capitals count) and ROUGE-L (0–100, the mean of each text's best F).
+
+    Sources: Papineni et al. 2002, as sacrebleu computes it with its 13a tokens; Lin 2004, as rouge-score does.
+    """
+    try:
+        from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
+        from sacrebleu.metrics import BLEU
+    except ImportError:
+        raise ValueError('to score written text, install: pip install "minipeft[compare]"') from None
+    most = max(map(len, references))
+    streams: Any = [[own[place] if place < len(own) else None for own in references] for place in range(most)]
+    scorer = RougeScorer(["rougeL"])
+    rouge = [
+        max(scorer.score(one, text)["rougeL"].fmeasure for one in own)
+        for text, own in zip(told, references, strict=True)
+    ]
+    return {"bleu": BLEU().corpus_score(list(told), streams).score, "rouge_l": 100 * sum(rouge) / len(rouge)}
+
+
+def steer(tuned: Tuned, judge: Tuned, wanted: str, seed: int) -> dict[str, float]:
+    """How often a judge calls what a tuned model writes `wanted`, and how varied and likely it is.
+
+    distinct_n: different n-grams of words among all of them, in percent (Li et al. 2016); base_perplexity: what the
+    bare model makes of the texts, so that a prompt that writes nonsense is seen to.
+    """
+    sampling = Sampling(max_new_tokens=30, temperature=0.7, top_k=40, seed=seed)
+    texts = [str(text) for text in tuned.generate_with([OPENING] * WRITTEN, sampling)]
+    movie = open_task("movie")
+    encoder = encoder_for(judge, movie, truncate=True)
+    found = label_log_likelihoods(judge, encoder, [Example(text, wanted) for text in texts])
+    said = found.argmax(dim=1) == list(encoder.label_ids).index(wanted)
+    return {
+        "as_wanted": 100 * float(said.float().mean()),
+        "distinct_1": 100 * distinct(texts, 1),
+        "distinct_2": 100 * distinct(texts, 2),
+        "base_perplexity": _perplexity(tuned.base, texts),
+    }
+
+
+def distinct(texts: Sequence[str], n: int) -> float:
+    """The share of different n-grams of words among all n-grams of the texts; 0 where there are none."""
+    grams = [tuple(words[i : i + n]) for words in (text.split() for text in texts) for i in range(len(words) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def judge_in(folder: Path, model: GPT2) -> Tuned:
+    """A classifier of movie reviews, all of its weights finetuned with a seed of its own; trained once, then read."""
+    if not (folder / "report.json").exists():
+        config = TuneConfig(steps=400, batch_size=8, eval_every=200, seed=JUDGE_SEED, truncate=True)
+        tune(model, FullFinetuning(), open_task("movie"), config, folder)[0].detach()
+    return load(folder, model)
+
+
+@torch.no_grad()
+def _perplexity(model: GPT2, texts: Sequence[str]) -> float:
+    """exp of the bare model's mean loss over the tokens of the texts, but for each one's first."""
+    total, tokens = 0.0, 0
+    for text in texts:
+        ids = torch.tensor([model.tokenizer.encode(text)], device=model.device)
+        if ids.shape[1] > 1:
+            total += float(model.loss(ids, ids)) * (ids.shape[1] - 1)
+            tokens += ids.shape[1] - 1
+    return float(torch.tensor(total / max(1, tokens)).exp())
