@@ -133,7 +133,7 @@ def _as_many_as(method: Method, contender: Contender, numbers: int, shape: GPT2C
     best, nearest = method, -1
     for value in range(1, shape.n_positions):
         try:
-            kept = count(resized(method, knob, value), shape).kept
+            kept = count(_unstarted(resized(method, knob, value)), shape).kept
         except ValueError:  # larger than the model allows
             break
         if nearest < 0 or abs(kept - numbers) < abs(nearest - numbers):
@@ -141,3 +141,8 @@ def _as_many_as(method: Method, contender: Contender, numbers: int, shape: GPT2C
         if kept > numbers:
             break
     return best
+
+
+def _unstarted(method: Method) -> Method:
+    """The same method from random numbers, which can be counted without a model's words."""
+    return replace(method, init="random") if hasattr(method, "init") else method
