@@ -94,6 +94,7 @@ class Performer:
                 row |= self._tuned(run, sealed)
         except TrainingDiverged as error:
             row |= {"dev": None, "diverged": str(error).split(";")[0]}
+        row["read"] = run.examples or len(sealed.open.splits["train"])
         row["seconds_in_all"] = round(time.monotonic() - started, 2)
         return row
 

@@ -51,7 +51,7 @@ def overlap(told: Sequence[str], references: Sequence[Sequence[str]]) -> dict[st
     Sources: Papineni et al. 2002, as sacrebleu computes it with its 13a tokens; Lin 2004, as rouge-score does.
     """
     try:
-        from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
+        from rouge_score.rouge_scorer import RougeScorer
         from sacrebleu.metrics import BLEU
     except ImportError:
         raise ValueError('to score written text, install: pip install "minipeft[compare]"') from None
