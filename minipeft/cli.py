@@ -7,6 +7,7 @@ import typer
 
 from minipeft.commands.bank import bank
 from minipeft.commands.check import check
+from minipeft.commands.compare import compare
 from minipeft.commands.demo import demo
 from minipeft.commands.download import download
 from minipeft.commands.evaluate import evaluate
@@ -31,6 +32,7 @@ app.command()(generate)
 app.add_typer(bank, name="bank")
 app.command()(tune)
 app.command("eval")(evaluate)
+app.command()(compare)
 app.command()(prepare)
 app.command()(pretrain)
 app.command()(plan)

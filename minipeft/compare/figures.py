@@ -28,7 +28,7 @@ FAMILY = {
 BESIDE_WEIGHTS = "#CC79A7"
 COSTS = {
     "kept": "numbers kept for a task",
-    "seconds": "seconds of training",
+    "seconds": "core seconds of training",
     "bytes": "bytes a task on disk",
 }
 

@@ -39,8 +39,12 @@ def study_of(told: Mapping[str, Any]) -> Study:
     parts = [_part(one) for one in _tables("parts", told.pop("parts", []))]
     sources = {name: Source(**_checked(Source, f"task {name}", one)) for name, one in told.pop("tasks", {}).items()}
     own = {name: _contender(name, one) for name, one in told.pop("contenders", {}).items()}
-    wanted = {name for part in parts for name in part.contenders}
-    contenders = {name: one for name, one in {**USUAL, **own}.items() if name in wanted}
+    wanted = {name: part for part in parts for name in part.contenders}
+    known = {**USUAL, **own}
+    if unknown := [name for name in wanted if name not in known]:
+        told_part, there = wanted[unknown[0]].name, ", ".join(known)
+        raise StudyError(f"part {told_part}: there is no contender {unknown[0]!r}; there are {there}.")
+    contenders = {name: one for name, one in known.items() if name in wanted}
     for contender in contenders.values():
         check_contender(contender)
     kept = _checked(Study, "the study", {**told, "parts": (), "contenders": {}})
@@ -87,7 +91,7 @@ def _contender(name: str, told: dict[str, Any]) -> Contender:
 
 def _checked(kind: Any, where: str, told: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a dataclass, lists as tuples. Raises StudyError for one unknown, missing or of a wrong type."""
-    known = {one.name: str(one.type) for one in fields(kind)}
+    known = {one.name: one.type.__name__ if isinstance(one.type, type) else str(one.type) for one in fields(kind)}
     found: dict[str, Any] = {}
     for name, value in told.items():
         if name not in known:

@@ -94,7 +94,7 @@ class Report:
 
     def cost_table(self, part: str, task: str, model: str) -> str:
         """What each contender trains, keeps, and takes, on one task and model."""
-        costs = ("trained", "kept", "bytes a task", "seconds of training", "peak memory, MB", "lr and start")
+        costs = ("trained", "kept", "bytes a task", "core seconds of training", "peak memory, MB", "lr and start")
         head = ["method", "score", *costs]
         rows = []
         for cell in self.cells(part, task=task, model=model):

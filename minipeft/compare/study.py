@@ -114,9 +114,6 @@ class Study:
         if not names or len(set(names)) < len(names):
             raise StudyError("a study needs at least one part, and no two of the same name.")
         for number, part in enumerate(self.parts):
-            if unknown := [name for name in part.contenders if name not in self.contenders]:
-                known = ", ".join(self.contenders)
-                raise StudyError(f"part {part.name}: there is no contender {unknown[0]!r}; there are {known}.")
             trials = {name: len(self.contenders[name].trials) for name in part.contenders}
             if len(set(trials.values()) - {0}) > 1:
                 told = ", ".join(f"{name} {count}" for name, count in trials.items() if count)

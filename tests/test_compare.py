@@ -1,0 +1,423 @@
+"""Comparing methods: fair by construction, sealed until chosen, resumable, and reported from the rows alone."""
+
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import minipeft as mp
+from minipeft.compare import Results, Study, StudyError, compete, read_study, study_of
+from minipeft.compare import one_run as one_run_module
+from minipeft.compare.bare import LinearProbe
+from minipeft.compare.compete import STUDY_FILE
+from minipeft.compare.contenders import USUAL, method_of, resized
+from minipeft.compare.one_run import pack, unpack
+from minipeft.compare.protocol import told_of
+from minipeft.compare.report import Report, comma_separated, markdown, write_report
+from minipeft.compare.results import RESULTS_FILE
+from minipeft.compare.sealed import SealedTask, StillSealed
+from minipeft.compare.statistics import differences, holm, mean_of
+from minipeft.compare.writing import distinct, overlap
+from minipeft.overview import count
+from minipeft.tasks import Example, Task
+from minipeft.train_config import TrainConfig
+
+WORDS = {"good": ("fine", "lovely", "great"), "bad": ("awful", "dull", "poor")}
+
+
+def reviews(n: int, seed: int) -> tuple[Example, ...]:
+    """Texts whose label stands in them."""
+    drawn = torch.Generator().manual_seed(seed)
+    rows = []
+    for number in range(n):
+        label = ("bad", "good")[number % 2]
+        words = [WORDS[label][int(torch.randint(3, (1,), generator=drawn))] for _ in range(1 + number % 4)]
+        rows.append(Example(f"The film was {' and '.join(words)}.", label, f"review {number}"))
+    return tuple(rows)
+
+
+SPLITS = {"train": reviews(40, 1), "dev": reviews(16, 2), "test": reviews(20, 3)}
+PROMPTS = ("{text} It was", "{text} I found it")
+TINY = Task("tiny", SPLITS, ("bad", "good"), {"bad": " bad", "good": " good"}, " It was", PROMPTS)
+TEXTS = Task("texts", {name: tuple(Example("", row.text) for row in rows) for name, rows in SPLITS.items()})
+PART: dict[str, Any] = {
+    "name": "main",
+    "tasks": ["tiny"],
+    "models": ["pico"],
+    "contenders": ["majority", "calibrated_prompt", "linear_probe", "soft_prompt", "full"],
+    "seeds": [1, 2],
+}
+TWO_TRIALS = {
+    "linear_probe": {"trials": [{"lr": 0.01, "pool": "last"}, {"lr": 0.01, "pool": "mean"}]},
+    "soft_prompt": {"length": 4, "trials": [{"lr": 0.03, "init": "vocab"}, {"lr": 0.1, "init": "labels"}]},
+    "full": {"trials": [{"lr": 1e-4}, {"lr": 1e-3}]},
+}
+
+
+def settings(**parts: Any) -> dict[str, Any]:
+    """A small study of one part."""
+    common = {"name": "small", "steps": 3, "batch_size": 4, "eval_every": 2}
+    return {**common, "contenders": TWO_TRIALS, "parts": [{**PART, **parts}]}
+
+
+@pytest.fixture(autouse=True)
+def tasks(monkeypatch: pytest.MonkeyPatch) -> dict[str, Task]:
+    known = {"tiny": TINY, "texts": TEXTS}
+    monkeypatch.setattr(one_run_module, "open_task", known.__getitem__)
+    return known
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
+    """A study, run once for all tests that only read it."""
+    out, study = tmp_path_factory.mktemp("study"), study_of(settings())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(one_run_module, "open_task", {"tiny": TINY}.__getitem__)
+        compete(study, out, workers=0)
+    return study, out
+
+
+def test_every_contender_is_swept_then_tested_with_fresh_seeds(finished: tuple[Study, Path]) -> None:
+    rows = list(Results(finished[1] / RESULTS_FILE).rows.values())
+    trained = ("linear_probe", "soft_prompt", "full")
+    for name in trained:
+        own = [row for row in rows if row["contender"] == name]
+        assert [(row["stage"], row["seed"], row["trial"]) for row in own if row["stage"] == "sweep"] == [
+            ("sweep", 0, 0),
+            ("sweep", 0, 1),
+        ]
+        finals = [row for row in own if row["stage"] == "final"]
+        best = max((row for row in own if row["stage"] == "sweep"), key=lambda row: row["dev"])
+        assert [row["seed"] for row in finals] == [1, 2]
+        assert {row["trial"] for row in finals} == {best["trial"]}
+    for name in ("majority", "calibrated_prompt"):
+        assert [row["stage"] for row in rows if row["contender"] == name] == ["final"]
+    assert all("test" not in row for row in rows if row["stage"] == "sweep")
+    tokens = {(row["stage"], row["seed"]): row["tokens"] for row in rows if row["contender"] == "soft_prompt"}
+    assert tokens == {(row["stage"], row["seed"]): row["tokens"] for row in rows if row["contender"] == "full"}, (
+        "all methods read the same examples"
+    )
+
+
+def test_no_test_label_is_read_before_the_sweep_is_closed(
+    tasks: dict[str, Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, opened = tmp_path / RESULTS_FILE, []
+
+    class Envelope(tuple[Example, ...]):
+        """Test examples that cannot even be counted before the file says that the sweep is closed."""
+
+        def _look(self) -> None:
+            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+            assert any('"closed": "main"' in line for line in lines), "a test example was read too early"
+            opened.append(len(lines))
+
+        def __iter__(self) -> Iterator[Example]:
+            self._look()
+            return super().__iter__()
+
+        def __getitem__(self, place: Any) -> Any:
+            self._look()
+            return super().__getitem__(place)
+
+        def __len__(self) -> int:
+            self._look()
+            return super().__len__()
+
+    tasks["tiny"] = replace(TINY, splits={**SPLITS, "test": Envelope(SPLITS["test"])})
+    compete(study_of(settings(contenders=["calibrated_prompt", "soft_prompt"], seeds=[1])), tmp_path, workers=0)
+    assert opened
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    closed = next(place for place, line in enumerate(lines) if "closed" in line)
+    assert min(opened) > closed, "the envelope was opened after the line that closes the sweep"
+    assert [place for place, line in enumerate(lines) if "test" in line] == list(range(closed + 1, len(lines)))
+
+
+def test_the_envelope_opens_only_with_the_word() -> None:
+    sealed = SealedTask(TINY)
+    assert sealed.open.splits["test"] == ()
+    with pytest.raises(StillSealed, match="stay sealed until the sweep is closed"):
+        sealed.unseal(lambda: False)
+    assert sealed.unseal(lambda: True) == SPLITS["test"]
+
+
+def test_a_sweep_that_lacks_a_run_cannot_be_closed(tmp_path: Path, finished: tuple[Study, Path]) -> None:
+    study, out = finished
+    lines = (out / RESULTS_FILE).read_text(encoding="utf-8").splitlines(keepends=True)
+    (tmp_path / RESULTS_FILE).write_text("".join(lines[1:3]), encoding="utf-8")
+    results = Results(tmp_path / RESULTS_FILE)
+    with pytest.raises(StudyError, match="4 runs of the sweep are missing, so it cannot be closed"):
+        results.close(study, study.parts[0])
+
+
+def test_a_new_trial_opens_a_closed_sweep_again(finished: tuple[Study, Path]) -> None:
+    study, out = finished
+    results = Results(out / RESULTS_FILE)
+    assert results.is_closed(study, study.parts[0])
+    more = settings()
+    more["contenders"] = {name: {**one, "trials": [*one["trials"], {"lr": 0.5}]} for name, one in TWO_TRIALS.items()}
+    assert not results.is_closed(study_of(more), study_of(more).parts[0])
+
+
+def test_a_study_that_was_cut_off_ends_as_one_that_was_not(tmp_path: Path, finished: tuple[Study, Path]) -> None:
+    study, out = finished
+    lines = (out / RESULTS_FILE).read_text(encoding="utf-8").splitlines(keepends=True)
+    (tmp_path / RESULTS_FILE).write_text("".join(lines[:4]) + lines[4][:30], encoding="utf-8")  # cut within a line
+    compete(study, tmp_path, workers=0)
+    whole, again = Results(out / RESULTS_FILE), Results(tmp_path / RESULTS_FILE)
+    assert whole.rows.keys() == again.rows.keys()
+    for key, row in whole.rows.items():
+        for what in ("dev", "dev_curve", "test", "right", "tokens", "trial", "kept"):
+            assert again.rows[key].get(what) == row.get(what), (key, what)
+    assert len((tmp_path / RESULTS_FILE).read_text(encoding="utf-8").splitlines()) == len(lines)
+
+
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    (tmp_path / RESULTS_FILE).write_text('{"key": 1}\n', encoding="utf-8")
+    with pytest.raises(StudyError, match=r"line 1 of .*results.jsonl is no result of a study"):
+        Results(tmp_path / RESULTS_FILE)
+
+
+def test_processes_find_what_one_process_finds(tmp_path: Path, finished: tuple[Study, Path]) -> None:
+    """The whole pipeline in miniature, by the command line, on a file: two processes, then none."""
+    rows = [{"text": row.text, "label": row.target, "split": split} for split in SPLITS for row in SPLITS[split]]
+    data = tmp_path / "films.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    told = settings(tasks=["films"], contenders=["zero_shot", "soft_prompt"], seeds=[1])
+    told["tasks"] = {"films": {"data": str(data), "input": "text", "target": "label"}}
+    study = study_of(told)
+    both = compete(study, tmp_path / "two", workers=2), compete(study, tmp_path / "none", workers=0)
+    for key, row in both[0].rows.items():
+        for what in ("dev", "test", "right", "tokens"):
+            assert both[1].rows[key].get(what) == row.get(what)
+        if row["contender"] == "soft_prompt" and sys.platform == "linux":
+            assert 5e7 < row["peak_bytes"] < 3e9
+    assert both[0].rows.keys() == both[1].rows.keys()
+
+
+def test_divergence_is_a_row_without_a_score(tmp_path: Path) -> None:
+    told = settings(contenders=["full"], seeds=[1])
+    told["contenders"] = {"full": {"trials": [{"lr": 1e30}, {"lr": 1e-4}]}}
+    results = compete(study_of(told), tmp_path, workers=0)
+    sweep = [row for row in results.rows.values() if row["stage"] == "sweep"]
+    assert sweep[0]["dev"] is None
+    assert "at step" in sweep[0]["diverged"]
+    (final,) = [row for row in results.rows.values() if row["stage"] == "final"]
+    assert final["trial"] == 1
+
+
+def test_text_is_compared_by_its_perplexity_and_a_hard_prompt_by_the_bare_model(tmp_path: Path) -> None:
+    told = settings(tasks=["texts"], contenders=["zero_shot", "full"], seeds=[1])
+    results = compete(study_of(told), tmp_path, workers=0)
+    bare = next(row for row in results.rows.values() if row["contender"] == "zero_shot")
+    model, total, tokens = mp.GPT2.from_pretrained("pico"), 0.0, 0
+    for row in TEXTS.splits["test"]:
+        ids = torch.tensor([[*model.tokenizer.encode(row.target), model.tokenizer.eot]])
+        logits = model(ids)[0, :-1].log_softmax(dim=-1)
+        total -= float(logits.gather(1, ids[0, 1:, None]).sum())
+        tokens += ids.shape[1] - 1
+    assert bare["test"]["perplexity"] == pytest.approx(math.exp(total / tokens), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"parts": []}, "a study needs at least one part"),
+        ({"steps": "many"}, "the study: steps must be a whole number, got 'many'"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"epochs": 3}, "the study has no setting 'epochs'; it has name, parts"),
+        ({"dtype": "int8"}, "dtype is 'int8'; it can be float32, bfloat16 or float16"),
+        ({"parts": [{**PART, "seeds": [0, 1]}]}, "seed 0 is the sweep's; finals need fresh ones"),
+        (
+            {"parts": [{**PART, "contenders": ["magic"]}]},
+            "there is no contender 'magic'; there are majority",
+        ),
+        ({"parts": [{**PART, "examples": [1]}]}, 'examples are whole numbers from 2 on, or "all"; one is 1'),
+        ({"parts": [{**PART, "chosen_by": "later"}]}, "chosen_by is 'later', which is no part before it"),
+        ({"parts": [{**PART, "tasks": "movie"}]}, "part main: tasks must be a list, got 'movie'"),
+        ({"parts": [{"name": "main"}]}, "part main lacks 'tasks'"),
+        (
+            {"contenders": {**TWO_TRIALS, "full": {"trials": [{"lr": 1e-3}]}}},
+            "every contender must have as many trials, but there are linear_probe 2, soft_prompt 2, full 1",
+        ),
+        ({"contenders": {**TWO_TRIALS, "full": {"trials": [{"lr": 0}]}}}, "every trial needs an lr above 0; one has 0"),
+        (
+            {"contenders": {**TWO_TRIALS, "full": {"rank": 3, "trials": [{"lr": 0.1}]}}},
+            "contender full: full has no setting 'rank'; it has top_layers",
+        ),
+        ({"contenders": {**TWO_TRIALS, "full": {}}}, "contender full is trained, so it needs trials"),
+        ({"contenders": {**TWO_TRIALS, "full": {"method": "gpt5"}}}, "there is no method 'gpt5'"),
+    ],
+)
+def test_what_is_no_study_is_said_in_one_sentence(change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(StudyError, match=re.escape(sentence)):
+        study_of({**settings(), **change})
+
+
+def test_a_study_survives_its_file(tmp_path: Path) -> None:
+    told = settings(examples=[10, "all"], sizes=["length=2"])
+    told["tasks"] = {"own": {"data": "x.tsv", "input": "1", "target": "2"}}
+    study = study_of(told)
+    (tmp_path / "study.json").write_text(json.dumps(told_of(study)), encoding="utf-8")
+    assert read_study(tmp_path / "study.json") == study
+
+
+def test_a_toml_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("steps = = 3")
+    with pytest.raises(StudyError, match=r"a\.toml is no TOML file"):
+        read_study(tmp_path / "a.toml")
+
+
+def test_a_contender_is_fitted_to_a_count_of_numbers() -> None:
+    shape = mp.GPT2.from_pretrained("nano").config
+    for name in ("soft_prompt", "prefix", "llama_adapter", "adapter", "lora"):
+        method = method_of(USUAL[name], 0, "numbers=15360", shape)
+        plain = replace(method, init="random") if hasattr(method, "init") else method
+        ((knob, value),) = _knob(plain).items()
+        kept, more = count(plain, shape).kept, count(resized(plain, knob, value + 1), shape).kept
+        assert abs(kept - 15360) <= more - kept, name
+    assert method_of(USUAL["prefix"], 0, "numbers=15360", shape).length == 5  # type: ignore[attr-defined]
+    assert method_of(USUAL["soft_prompt"], 0, "numbers=15360", shape).length == 60  # type: ignore[attr-defined]
+
+
+def _knob(method: Any) -> dict[str, int]:
+    return {name: getattr(method, name) for name in ("length", "rank", "width") if hasattr(method, name)}
+
+
+def test_the_scale_of_lora_stays_when_its_rank_changes() -> None:
+    assert resized(mp.LoRA(rank=8, alpha=16), "rank", 2) == mp.LoRA(rank=2, alpha=4.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "sentence"),
+    [
+        ("ia3", "length=3", "contender ia3: ia3 has no length"),
+        ("bitfit", "numbers=100", "bitfit has one size, so it cannot have 100"),
+        ("lora", "rank=3", "size is 'rank=3'; it can be length=N or numbers=N"),
+    ],
+)
+def test_a_size_that_cannot_be_is_refused(name: str, size: str, sentence: str) -> None:
+    with pytest.raises(StudyError, match=sentence):
+        method_of(USUAL[name], 0, size, mp.GPT2.from_pretrained("pico").config)
+
+
+def test_a_linear_probe_reads_the_states_that_a_loop_reads_and_leaves_the_model_alone(tmp_path: Path) -> None:
+    model = mp.GPT2.from_pretrained("pico")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for pool in ("last", "mean"):
+        probe = LinearProbe(model, TINY, pool)
+        found = probe._read(SPLITS["dev"])
+        for row, example in zip(found, SPLITS["dev"], strict=True):
+            hidden = model.hidden(torch.tensor([model.tokenizer.encode(example.text + " It was")]))[0]
+            wanted = hidden[-1] if pool == "last" else hidden.mean(dim=0)
+            torch.testing.assert_close(row, wanted, atol=1e-4, rtol=1e-4)
+    probe.fit(TrainConfig(150, 0.01, 8), tmp_path)
+    answers = probe.answer(SPLITS["test"]).argmax(dim=1)
+    assert (answers == torch.tensor([TINY.labels.index(row.target) for row in SPLITS["test"]])).float().mean() > 0.9
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_means_and_intervals_are_students() -> None:
+    mean = mean_of([1.0, 2.0, 3.0])
+    assert (mean.value, mean.runs) == (2.0, 3)
+    assert mean.half == pytest.approx(4.302653 / math.sqrt(3), abs=1e-5)  # the table's t of 2 degrees at 95 %
+    assert math.isnan(mean_of([5.0]).half)
+
+
+def test_contenders_are_compared_run_for_run() -> None:
+    scores = {"a": {1: 5.0, 2: 6.0, 3: 8.0, 9: 100.0}, "b": {1: 4.0, 2: 4.0, 3: 7.0}, "c": {1: 0.0}}
+    (found,) = differences(scores, [("a", "b"), ("a", "c")])
+    assert (found.mean.value, found.mean.runs) == (pytest.approx(4 / 3), 3)
+    assert found.p == pytest.approx(0.0572, abs=1e-4)  # t = 4 of 2 degrees of freedom
+    (less,) = differences(scores, [("a", "b")], higher_is_better=False)
+    assert less.mean.value == pytest.approx(-4 / 3)
+
+
+def test_holm_corrects_as_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+
+
+def test_overlap_counts_every_reference() -> None:
+    texts = ["the cat sat on the mat today", "a dog"]
+    references = [["a cat sat there", "the cat sat on the mat today"], ["a dog"]]
+    assert overlap(texts, references) == pytest.approx({"bleu": 100.0, "rouge_l": 100.0})
+    one = overlap(["the cat sat on a mat"], [["the cat sat on the mat"]])
+    assert one["rouge_l"] == pytest.approx(100 * 5 / 6)  # five of six words in order, both ways
+    precisions = [5 / 6, 3 / 5, 2 / 4, 1 / 3]
+    assert one["bleu"] == pytest.approx(100 * math.prod(precisions) ** 0.25, abs=1e-6)
+
+
+def test_distinct_is_the_share_of_different_words() -> None:
+    assert distinct(["a b a", "a b"], 1) == pytest.approx(2 / 5)
+    assert distinct(["a b a", "a b"], 2) == pytest.approx(2 / 3)
+    assert distinct(["a"], 2) == 0
+
+
+def test_bits_survive_being_packed() -> None:
+    bits = torch.rand(37) > 0.5
+    assert unpack(pack(bits)).tolist() == bits.int().tolist()
+
+
+def test_the_accuracy_of_a_row_is_the_share_of_its_bits(finished: tuple[Study, Path]) -> None:
+    rows = [row for row in Results(finished[1] / RESULTS_FILE).rows.values() if row["stage"] == "final"]
+    assert len(rows) == 8
+    for row in rows:
+        assert unpack(row["right"]).mean() == pytest.approx(row["test"]["accuracy"], abs=1e-6)
+
+
+def test_the_report_is_computed_from_the_rows_alone(finished: tuple[Study, Path], tmp_path: Path) -> None:
+    study, out = finished
+    for name in (RESULTS_FILE, STUDY_FILE):
+        shutil.copyfile(out / name, tmp_path / name)
+    paths = write_report(read_study(tmp_path / STUDY_FILE), tmp_path)
+    assert {path.name for path in paths} >= {"report.md", "report.csv", "main_scores.png", "main_kept.png"}
+    text = paths[0].read_text(encoding="utf-8")
+    rows = [row for row in Results(out / RESULTS_FILE).rows.values() if row["stage"] == "final"]
+    full = [100 * row["test"]["accuracy"] for row in rows if row["contender"] == "full"]
+    line = next(line for line in text.splitlines() if line.startswith("| full finetuning"))
+    assert f"{sum(full) / 2:.1f} ± {abs(full[0] - full[1]) / 2 * 12.706205:.1f}" in line  # t of one degree of freedom
+    assert len(paths[1].read_text(encoding="utf-8").splitlines()) == 1 + len(Results(out / RESULTS_FILE).rows)
+    report = Report(study, Results(out / RESULTS_FILE))
+    assert (markdown(report), comma_separated(report)) == (text, paths[1].read_text(encoding="utf-8"))
+
+
+def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    data, out = tmp_path / "films.tsv", tmp_path / "out"
+    rows = [f"{row.text}\t{row.target}\t{split}" for split in SPLITS for row in SPLITS[split]]
+    data.write_text("text\tlabel\tsplit\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    how = ["--data", str(data), "--input", "text", "--target", "label", "--model", "pico", "--methods", "ia3"]
+    how += ["--steps", "2", "--seeds", "1", "--workers", "1", "--out", str(out)]
+    restored = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    restored += "if __name__ == '__main__':\n    from minipeft.cli import main\n    main()"
+    program = tmp_path / "program.py"  # a file, for the processes that it starts read it, too
+    program.write_text(restored, encoding="utf-8")
+    command = [sys.executable, str(program), "compare", *how]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    deadline = time.monotonic() + 120
+    while not (out / RESULTS_FILE).exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    assert "what was finished is kept" in told
+    kept = (out / RESULTS_FILE).read_text(encoding="utf-8").splitlines()
+    assert 1 <= len(kept) < 6
+    again = subprocess.run(command, capture_output=True, text=True, env=env, timeout=240, check=False)
+    assert again.returncode == 0, again.stderr
+    lines = (out / RESULTS_FILE).read_text(encoding="utf-8").splitlines()
+    assert lines[: len(kept)] == kept
+    assert len(lines) == 4 + 1 + 1  # trials, the line that closes the sweep, one seed
+    assert "| IA³ |" in again.stdout
