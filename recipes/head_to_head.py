@@ -1,0 +1,120 @@
+"""Write docs/head_to_head.md, its tables and pictures, from the study and the rows in docs/results.
+
+    minipeft compare --study recipes/head_to_head.toml --out runs/head_to_head
+    python recipes/head_to_head.py runs/head_to_head     # takes its rows over, then writes the page
+    python recipes/head_to_head.py                       # writes the page of what is there
+    python recipes/head_to_head.py --check               # changes nothing; fails if the page is not as it would be written
+
+The words are a person's, in recipes/head_to_head.md; {{words in double braces}} there are computed from the rows.
+"""
+
+import argparse
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from minipeft.compare import read_study
+from minipeft.compare.figures import draw
+from minipeft.compare.report import MEASURES, Cell, Report
+from minipeft.compare.results import RESULTS_FILE, Results
+from minipeft.compare.study import FINAL, SWEEP
+from minipeft.compare.tables import mean_told
+from minipeft.files import write_atomically
+
+ROOT = Path(__file__).parents[1]
+STUDY, WORDS = ROOT / "recipes" / "head_to_head.toml", ROOT / "recipes" / "head_to_head.md"
+ROWS, PAGE = ROOT / "docs" / "results" / "head_to_head.jsonl", ROOT / "docs" / "head_to_head.md"
+PICTURES = ROOT / "docs" / "head_to_head"
+PAIRS = (
+    ("prefix", "soft_prompt"),
+    ("prefix_mlp", "prefix"),
+    ("deep_prompt_text", "prefix"),
+    ("soft_prompt", "calibrated_prompt"),
+    ("soft_prompt", "linear_probe"),
+    ("lora", "prefix"),
+    ("full", "lora"),
+    ("full", "prefix"),
+)
+"""Asked about before anything ran."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, help="what minipeft compare filled")
+    parser.add_argument("--check", action="store_true", help="change nothing, fail if the page would change")
+    options = parser.parse_args()
+    if options.folder:
+        shutil.copyfile(options.folder / RESULTS_FILE, ROWS)
+    report = Report(read_study(STUDY), Results(ROWS))
+    page = written(WORDS.read_text(encoding="utf-8"), report)
+    if options.check:
+        sys.exit(page != PAGE.read_text(encoding="utf-8") and "docs/head_to_head.md is not what its rows say.")
+    PICTURES.mkdir(exist_ok=True)
+    draw(report, PICTURES)
+    write_atomically(PAGE, page.encode("utf-8"))
+
+
+def written(words: str, report: Report) -> str:
+    """The page: every {{name and arguments}} replaced by what it computes. Raises KeyError for an unknown name."""
+    known = computed(report)
+
+    def filled(found: re.Match[str]) -> str:
+        name, *arguments = found[1].split()
+        return known[name](*arguments)
+
+    head = "<!-- Written by recipes/head_to_head.py from docs/results/head_to_head.jsonl; change recipes/head_to_head.md. -->"
+    return f"{head}\n\n{re.sub(r'{{(.+?)}}', filled, words)}"
+
+
+def computed(report: Report) -> dict[str, Callable[..., str]]:
+    """What a page can ask for."""
+
+    def cell(part: str, task: str, model: str, contender: str) -> Cell:
+        return report.cells(part, task=task, model=model, contender=contender)[0]
+
+    def score(part: str, task: str, model: str, contender: str, measure: str = "") -> str:
+        one = cell(part, task, model, contender)
+        values = one.scores(measure or None)
+        return mean_told(one.mean) if not measure else f"{sum(values) / len(values):.1f}"
+
+    def difference(part: str, model: str, one: str, other: str) -> str:
+        """The mean over tasks and seeds, with its interval, in points."""
+        found = report.paired(part, [(one, other)], model=model)[0].mean
+        return f"{found.value:+.1f} ± {found.half:.1f}"
+
+    def rank(part: str, model: str, place: str) -> str:
+        """The contender that stands at a place, by the mean over tasks of its test scores."""
+        means: dict[str, list[float]] = {}
+        for one in report.cells(part, model=model):
+            means.setdefault(one.contender, []).append(one.mean.value * (1 if MEASURES[one.measure][2] else -1))
+        return sorted(means, key=lambda name: -sum(means[name]) / len(means[name]))[int(place) - 1]
+
+    def total(what: str) -> str:
+        rows = [row for part in report.study.parts for row in report.rows(part.name)]
+        counts = {
+            "runs": len(rows),
+            "trials": sum(row["stage"] == SWEEP for row in rows),
+            "finals": sum(row["stage"] == FINAL for row in rows),
+            "diverged": sum(row["diverged"] is not None for row in rows),
+            "hours": sum(row["seconds_in_all"] for row in rows) / 3600,
+        }
+        return f"{counts[what]:,.0f}" if what != "hours" else f"{counts[what]:.1f}"
+
+    return {
+        "main": report.main_table,
+        "costs": report.cost_table,
+        "curve": report.curve_table,
+        "starts": report.sweep_table,
+        "paired": lambda part, *models: report.paired_table(part, PAIRS, **({"model": models[0]} if models else {})),
+        "score": score,
+        "cost": lambda part, task, model, contender, what: f"{cell(part, task, model, contender).of(what):,.0f}",
+        "difference": difference,
+        "rank": rank,
+        "total": total,
+    }
+
+
+if __name__ == "__main__":
+    main()
