@@ -3,7 +3,7 @@
     minipeft compare --study recipes/head_to_head.toml --out runs/head_to_head
     python recipes/head_to_head.py runs/head_to_head     # takes its rows over, then writes the page
     python recipes/head_to_head.py                       # writes the page of what is there
-    python recipes/head_to_head.py --check               # changes nothing; fails if the page is not as it would be written
+    python recipes/head_to_head.py --check               # changes nothing; fails if the page would change
 
 The words are a person's, in recipes/head_to_head.md; {{words in double braces}} there are computed from the rows.
 """
@@ -64,8 +64,8 @@ def written(words: str, report: Report) -> str:
         name, *arguments = found[1].split()
         return known[name](*arguments)
 
-    head = "<!-- Written by recipes/head_to_head.py from docs/results/head_to_head.jsonl; change recipes/head_to_head.md. -->"
-    return f"{head}\n\n{re.sub(r'{{(.+?)}}', filled, words)}"
+    told = "Written by recipes/head_to_head.py from docs/results/head_to_head.jsonl: change recipes/head_to_head.md."
+    return f"<!-- {told} -->\n\n{re.sub(r'{{(.+?)}}', filled, words)}"
 
 
 def computed(report: Report) -> dict[str, Callable[..., str]]:
