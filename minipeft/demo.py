@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from jaxtyping import Float
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
-from minipeft.evaluate import Score, evaluate, label_log_likelihoods, majority, score_labels
+from minipeft.asked import Asked
+from minipeft.evaluate import evaluate, label_log_likelihoods, majority
 from minipeft.files import write_json
 from minipeft.gpt2 import GPT2
 from minipeft.methods import FullFinetuning, HardPrompt, Method, Prefix, SoftPrompt
@@ -78,41 +77,20 @@ def run(out: Path, console: Console, seed: int = 0) -> list[Row]:
 
 
 def hard_prompt_rows(model: GPT2, task: Task, console: Console) -> list[Row]:
-    """The best of the task's templates on dev, as it is and calibrated; nothing is trained.
-
-    Calibrated (Zhao et al. 2021; Zhou et al. 2023): a label's mean log-likelihood over the dev texts is taken off, so
-    that no label wins by being the likelier word. The texts' own labels are not used for that.
-    """
+    """The best of the task's templates on dev, as it is and calibrated; nothing is trained."""
     console.print(f"Trying {len(task.hard_prompts)} hard prompts on the dev reviews …", highlight=False)
-    measured = [_Asked(model, task, HardPrompt(template)) for template in task.hard_prompts]
+    dev, test = task.splits["dev"], task.splits["test"]
+    tried = [Asked(model, task, template) for template in task.hard_prompts]
     rows = []
     for label, calibrated in (("hard prompt", False), ("hard prompt, calibrated", True)):
-        best = max(measured, key=lambda asked: asked.dev(calibrated).score)
-        console.print(f"The best {label}: {best.method.template!r}", highlight=False, markup=False)
-        dev, test = best.dev(calibrated), best.test(calibrated)
-        size = len(best.method.template.encode("utf-8")) + (4 * len(task.labels) if calibrated else 0)
-        rows.append(Row(label, 0, size, 0.0, dev.accuracy, test.accuracy, test.standard_error, test.examples))
+        best = max(tried, key=lambda asked: asked.score(dev, calibrated).score)
+        console.print(f"The best {label}: {best.template!r}", highlight=False, markup=False)
+        on_dev, on_test = best.score(dev, calibrated), best.score(test, calibrated)
+        size = len(best.template.encode("utf-8")) + (4 * len(task.labels) if calibrated else 0)
+        rows.append(
+            Row(label, 0, size, 0.0, on_dev.accuracy, on_test.accuracy, on_test.standard_error, on_test.examples)
+        )
     return rows
-
-
-class _Asked:
-    """What the bare model answers to one template, before and after calibration."""
-
-    def __init__(self, model: GPT2, task: Task, method: HardPrompt) -> None:
-        self.task, self.method, self.tuned = task, method, attach(model, method)
-        self.encoder = encoder_for(self.tuned, task)
-        self.on_dev = label_log_likelihoods(self.tuned, self.encoder, task.splits["dev"])
-
-    def dev(self, calibrated: bool) -> Score:
-        return self._score("dev", self.on_dev, calibrated)
-
-    def test(self, calibrated: bool) -> Score:
-        found = label_log_likelihoods(self.tuned, self.encoder, self.task.splits["test"])
-        return self._score("test", found, calibrated)
-
-    def _score(self, split: str, found: Float[Tensor, "N labels"], calibrated: bool) -> Score:
-        taken_off = self.on_dev.mean(dim=0) if calibrated else 0.0
-        return score_labels(self.encoder, self.task.splits[split], found - taken_off)
 
 
 def _majority_row(task: Task) -> Row:

@@ -7,9 +7,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from minipeft.asked import Asked
 from minipeft.batches import BucketedBatches
 from minipeft.compare.contenders import BEST_PROMPT, CALIBRATED, MAJORITY
-from minipeft.evaluate import Score, evaluate, label_log_likelihoods, majority_label, score_labels
+from minipeft.evaluate import Score, evaluate, majority_label, score_labels
 from minipeft.gpt2 import GPT2
 from minipeft.methods import HardPrompt
 from minipeft.tasks import Encoder, Example, Task
@@ -27,41 +28,28 @@ class Untrained:
 
     def __init__(self, model: GPT2, task: Task, method: str) -> None:
         self.model, self.task, self.method = model, task, method
-        templates = task.hard_prompts if method in (BEST_PROMPT, CALIBRATED) else ("{text}" + task.joint,)
-        self.asked = [HardPrompt(template) for template in templates] if method != MAJORITY else []
 
     def on_dev_and(self, test: Sequence[Example]) -> tuple[Score, Score, Float[Tensor, "N labels"] | None, str | None]:
         """The scores on dev and on `test`, what it answers to `test`, and the prompt that dev chose."""
         dev = self.task.splits["dev"]
         if self.method == MAJORITY:
-            found = [self._commonest(dev), self._commonest(test)]
-            return self._score(dev, found[0]), self._score(test, found[1]), found[1], None
+            return self._majority(dev)[0], *self._majority(test), None
+        usual = "{text}" + self.task.joint
         if not self.task.labels:
-            tuned = attach(self.model, self.asked[0])
+            tuned = attach(self.model, HardPrompt(usual))
             encoder = encoder_for(tuned, self.task, truncate=True)
             return evaluate(tuned, encoder, dev), evaluate(tuned, encoder, test), None, None
-        on_dev = [self._ask(method, dev) for method in self.asked]
-        scores = [self._score(dev, found - self._usual(found)) for found in on_dev]
-        best = max(range(len(scores)), key=lambda place: scores[place].score)
-        on_test = self._ask(self.asked[best], test) - self._usual(on_dev[best])
-        return scores[best], self._score(test, on_test), on_test, self.asked[best].template
+        templates = self.task.hard_prompts if self.method in (BEST_PROMPT, CALIBRATED) else (usual,)
+        tried, calibrated = [Asked(self.model, self.task, one) for one in templates], self.method == CALIBRATED
+        best = max(tried, key=lambda asked: asked.score(dev, calibrated).score)
+        answers = best.answers(test, calibrated)
+        return best.score(dev, calibrated), score_labels(best.encoder, test, answers), answers, best.template
 
-    def _usual(self, on_dev: Float[Tensor, "N labels"]) -> Float[Tensor, "labels"] | float:
-        """What calibration takes off: a label's mean over the dev texts, whose own labels it does not read."""
-        return on_dev.mean(dim=0) if self.method == CALIBRATED else 0.0
-
-    def _ask(self, method: HardPrompt, examples: Sequence[Example]) -> Float[Tensor, "N labels"]:
-        tuned = attach(self.model, method)
-        return label_log_likelihoods(tuned, encoder_for(tuned, self.task, truncate=True), examples)
-
-    def _commonest(self, examples: Sequence[Example]) -> Float[Tensor, "N labels"]:
-        answer = [float(label == majority_label(self.task)) for label in self.task.labels]
-        return torch.tensor([answer]).expand(len(examples), -1)
-
-    def _score(self, examples: Sequence[Example], found: Float[Tensor, "N labels"]) -> Score:
-        encoder = Encoder(self.task, self.model.tokenizer, self.model.config.n_positions)
-        score = score_labels(encoder, examples, found)
-        return Score(float("nan"), score.examples, score.accuracy) if self.method == MAJORITY else score
+    def _majority(self, examples: Sequence[Example]) -> tuple[Score, Float[Tensor, "N labels"]]:
+        commonest = majority_label(self.task)
+        answer = torch.tensor([[float(label == commonest) for label in self.task.labels]])
+        right = sum(example.target == commonest for example in examples)
+        return Score(float("nan"), len(examples), right / len(examples)), answer.expand(len(examples), -1)
 
 
 class LinearProbe:

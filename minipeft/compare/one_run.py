@@ -106,11 +106,12 @@ class Performer:
         test = sealed.unseal(lambda: self.is_closed(run))
         task = replace(sealed.open, splits={**sealed.open.splits, "train": self._some(run, sealed.open)})
         dev, score, found, prompt = Untrained(self._model(run.model, "float32"), task, method).on_dev_and(test)
+        offsets = BYTES * len(task.labels) if method == CALIBRATED else 0
         return {
             "dev": dev.accuracy if task.labels else dev.score,
             "trainable": 0,
             "kept": 0,
-            "bytes": len((prompt or "").encode()),
+            "bytes": len((prompt or "").encode()) + offsets,
             "seconds": 0.0,
             "prompt": prompt,
             "tokens": 0,
