@@ -1,4 +1,4 @@
-"""Controls of a lesson: sliders and text fields where the notebook is live, the same picture without them elsewhere."""
+"""Controls of a lesson: sliders, lists and text fields where the notebook is live; elsewhere the same picture alone."""
 
 import os
 import sys
@@ -20,10 +20,18 @@ class Slider:
     step: int | float
 
 
-def explore(show: Callable[..., None], **controls: Slider | str) -> None:
+@dataclass(frozen=True)
+class Choice:
+    """One of some texts, `start` at first."""
+
+    start: str
+    among: tuple[str, ...]
+
+
+def explore(show: Callable[..., None], **controls: Slider | Choice | str) -> None:
     """Call `show` with a value for each control: now, and in a live notebook again whenever one is moved.
 
-    A `Slider` is a number, a `str` a text that can be changed.
+    A `Slider` is a number, a `Choice` a text to be picked from a list, a `str` a text that can be changed.
     """
     if _is_live():
         import ipywidgets  # type: ignore[import-untyped]
@@ -44,9 +52,9 @@ def _is_live() -> bool:
     return shell is not None and hasattr(shell, "kernel")
 
 
-def _widget(ipywidgets: Any, name: str, control: Slider | str) -> Any:
+def _widget(ipywidgets: Any, name: str, control: Slider | Choice | str) -> Any:
     """`continuous_update=False`: `show` is called when the hand lets go, not at every step on the way."""
-    common = {
+    common: dict[str, Any] = {
         "description": name.replace("_", " "),
         "continuous_update": False,
         "style": {"description_width": "initial"},
@@ -54,5 +62,8 @@ def _widget(ipywidgets: Any, name: str, control: Slider | str) -> Any:
     }
     if isinstance(control, str):
         return ipywidgets.Text(value=control, **common)
+    if isinstance(control, Choice):
+        del common["continuous_update"]  # a list has no such thing
+        return ipywidgets.Dropdown(options=control.among, value=control.start, **common)
     kind = ipywidgets.IntSlider if isinstance(control.step, int) else ipywidgets.FloatSlider
     return kind(value=control.start, min=control.low, max=control.high, step=control.step, **common)

@@ -15,7 +15,7 @@ from minipeft.checks import check, exercise, hint, progress
 from minipeft.checks.exercise import Exercise, Mistake, failure
 from minipeft.course import controls, notebooks
 from minipeft.course.answers import answers_in
-from minipeft.course.controls import Slider, explore
+from minipeft.course.controls import Choice, Slider, explore
 from minipeft.course.notebooks import Lesson, LessonError, figure_of, for_learners, holds_answers, solved, text_of
 
 ROOT = Path(__file__).parents[2]
@@ -210,9 +210,10 @@ def test_without_anybody_there_a_control_shows_its_start(
 ) -> None:
     monkeypatch.setenv(controls.STILL, "1")
     shown: list[Any] = []
-    explore(lambda **values: shown.append(values), top_k=Slider(20, 1, 200, 1), text="The film")
-    assert shown == [{"top_k": 20, "text": "The film"}]
-    assert "Open this notebook in JupyterLab to change top k and text" in capsys.readouterr().out
+    task = Choice("good", ("bad", "good"))
+    explore(lambda **values: shown.append(values), top_k=Slider(20, 1, 200, 1), task=task, text="The film")
+    assert shown == [{"top_k": 20, "task": "good", "text": "The film"}]
+    assert "Open this notebook in JupyterLab to change top k and task and text" in capsys.readouterr().out
 
 
 def test_in_a_live_notebook_a_control_is_a_widget(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,10 +224,14 @@ def test_in_a_live_notebook_a_control_is_a_widget(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv(controls.STILL, raising=False)
     monkeypatch.setattr(IPython, "get_ipython", lambda: type("Shell", (), {"kernel": object()})())
     monkeypatch.setattr(ipywidgets, "interact", lambda show, **widgets: made.update(widgets))
-    explore(lambda **values: None, top_k=Slider(20, 1, 200, 1), heat=Slider(0.8, 0.0, 2.0, 0.1), text="The film")
+    task = Choice("good", ("bad", "good"))
+    sliders = {"top_k": Slider(20, 1, 200, 1), "heat": Slider(0.8, 0.0, 2.0, 0.1)}
+    explore(lambda **values: None, **sliders, task=task, text="The film")
     assert isinstance(made["top_k"], ipywidgets.IntSlider)
     assert (made["top_k"].value, made["top_k"].min, made["top_k"].max) == (20, 1, 200)
     assert isinstance(made["heat"], ipywidgets.FloatSlider)
+    assert isinstance(made["task"], ipywidgets.Dropdown)
+    assert (made["task"].value, made["task"].options) == ("good", ("bad", "good"))
     assert (made["text"].value, made["text"].continuous_update) == ("The film", False)
 
 
