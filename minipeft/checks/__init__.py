@@ -10,6 +10,7 @@ from minipeft.checks import (
     lesson_07,
     lesson_08,
     lesson_09,
+    lesson_10,
 )
 from minipeft.checks.exercise import Exercise, Mistake, check, failure, hint, passes
 
@@ -26,6 +27,8 @@ _ALL = (
     lesson_08.NEAREST,
     lesson_09.ATTENTION,
     lesson_09.FOLD,
+    lesson_10.COMPILE,
+    lesson_10.SERVE,
 )
 EXERCISES: dict[str, Exercise] = {exercise.name: exercise for exercise in _ALL}
 

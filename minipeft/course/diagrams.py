@@ -1,14 +1,79 @@
-"""Diagrams of the lessons: what stands where in a block, with the shape at each arrow."""
+"""Diagrams of the lessons: what stands where in a block, and what each row of a batch reads."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from minipeft.course.figures import ORANGE, SKY
+from minipeft.course.figures import GREEN, ORANGE, PURPLE, SKY, YELLOW
 from minipeft.plots import GREY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LEARNED, FROZEN = ORANGE, SKY
+PADDING = "#ececec"
+TASKS = (ORANGE, GREEN, PURPLE, YELLOW)
+
+
+@dataclass(frozen=True)
+class ServedRow:
+    """One row of a batch: its task's name and bytes, the slots of memory that it fills, its tokens, what it wrote."""
+
+    task: str
+    nbytes: int
+    slots: int
+    tokens: tuple[str, ...]
+    written: str
+
+
+def batch_of_tasks(rows: Sequence[ServedRow], title: str) -> None:
+    """Of each row its memory, its text and what it wrote; grey numbers are positions; padding is pale and has none."""
+    from matplotlib import pyplot
+
+    most, longest = max(row.slots for row in rows), max(len(row.tokens) for row in rows)
+    letters = max(len(piece) for row in rows for piece in row.tokens)
+    slot, token, text = 0.38, max(1.2, 0.28 * letters), 0.38 * most + 0.5
+    end = text + token * longest
+    _, axes = pyplot.subplots(figsize=(10, 0.72 * len(rows) + 1.1), layout="constrained")
+    for y, (row, colour) in enumerate(zip(rows, TASKS, strict=False)):
+        axes.annotate(row.task, (-0.3, y - 0.1), ha="right", va="center", fontsize=10.5)
+        axes.annotate(f"{row.nbytes:,} bytes", (-0.3, y + 0.27), ha="right", va="center", fontsize=8.5, color=GREY)
+        empty = most - row.slots
+        for place in range(most):
+            _cell(axes, slot * place, y, slot, colour if place >= empty else None)
+        if row.slots:
+            middle = slot * (empty + row.slots / 2)
+            positions = f"0 … {row.slots - 1}"
+            axes.annotate(positions, (middle, y + 0.4), ha="center", va="center", fontsize=8.5, color=GREY)
+        padding = longest - len(row.tokens)
+        for place in range(longest):
+            x = text + token * place
+            _cell(axes, x, y, token, FROZEN if place >= padding else None)
+            if place >= padding:
+                piece, position = row.tokens[place - padding].replace(" ", "␣"), row.slots + place - padding
+                axes.annotate(piece, (x + token / 2, y), ha="center", va="center", fontsize=9.5)
+                axes.annotate(
+                    str(position), (x + token / 2, y + 0.4), ha="center", va="center", fontsize=8.5, color=GREY
+                )
+        axes.annotate(row.written, (end + 0.2, y), ha="left", va="center", fontsize=9.5, style="italic")
+    for x, name in (
+        (slot * most / 2, f"memory: keys and values, {most} slots"),
+        (text + token * longest / 2, "text"),
+        (end + 0.2, "what the row goes on with"),
+    ):
+        axes.annotate(name, (x, -0.75), ha="left" if x > end else "center", va="center", fontsize=10, color=GREY)
+    axes.set_xlim(-3.4, end + 6.6)
+    axes.set_ylim(len(rows) - 0.35, -1.0)
+    axes.axis("off")
+    axes.set_title(title, fontsize=12, loc="left")
+    pyplot.show()
+
+
+def _cell(axes: "Axes", x: float, y: float, width: float, colour: str | None) -> None:
+    """A box of a row; without a colour it is padding."""
+    from matplotlib.patches import Rectangle
+
+    axes.add_patch(Rectangle((x + 0.03, y - 0.24), width - 0.06, 0.48, color=colour or PADDING, linewidth=0))
 
 
 def block_with_prefix(heads: int, head_size: int, length: int, title: str) -> None:
