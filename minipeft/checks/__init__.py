@@ -11,6 +11,7 @@ from minipeft.checks import (
     lesson_08,
     lesson_09,
     lesson_10,
+    lesson_13,
 )
 from minipeft.checks.exercise import Exercise, Mistake, check, failure, hint, passes
 
@@ -29,6 +30,8 @@ _ALL = (
     lesson_09.FOLD,
     lesson_10.COMPILE,
     lesson_10.SERVE,
+    lesson_13.MERGE,
+    lesson_13.GATED,
 )
 EXERCISES: dict[str, Exercise] = {exercise.name: exercise for exercise in _ALL}
 

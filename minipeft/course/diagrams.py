@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LEARNED, FROZEN = ORANGE, SKY
+INPUT, MEMORY, WEIGHTS = YELLOW, PURPLE, ORANGE
+"""What is learned, by the door through which it enters."""
 PADDING = "#ececec"
 TASKS = (ORANGE, GREEN, PURPLE, YELLOW)
 
@@ -116,11 +118,101 @@ def _attention(axes: "Axes", H: int, Dh: int, P: int) -> None:
             _box(axes, 9.9, y, 2.9, meaning, colour)
 
 
-def _box(axes: "Axes", x: float, y: float, width: float, text: str, colour: str) -> None:
+def block_with_every_method(title: str) -> None:
+    """A whole block, attention on the left and the MLP on the right, and where each method enters it."""
+    from matplotlib import pyplot
+
+    _, axes = pyplot.subplots(figsize=(10, 8.8), layout="constrained")
+    axes.set_xlim(0, 20)
+    axes.set_ylim(0.6, 17.4)
+    axes.axis("off")
+    axes.set_title(title, fontsize=13, loc="left")
+    left, right = 5.2, 15.0
+    _line(axes, (left, 16.1), (left, 9.9))
+    _line(axes, (left, 7.2), (left, 3.0))
+    _line(axes, (left, 2.4), (left, 1.5), (11.9, 1.5), (11.9, 16.7), (right, 16.7), (right, 7.1))
+    _line(axes, (right, 6.5), (right, 5.3))
+    _attention_half(axes, left)
+    _mlp_half(axes, right)
+    for y, colour, meaning in (
+        (3.9, FROZEN, "frozen; full finetuning trains it"),
+        (3.0, INPUT, "learned, through the input door"),
+        (2.1, MEMORY, "learned, through the memory door"),
+        (1.2, WEIGHTS, "learned, through the weights door"),
+    ):
+        _box(axes, right + 1.0, y, 6.8, meaning, colour)
+    pyplot.show()
+
+
+def _attention_half(axes: "Axes", x: float) -> None:
+    _box(axes, x, 16.5, 4.6, "embeddings of the text", FROZEN)
+    _box(axes, x - 3.9, 16.5, 2.5, "soft prompt", INPUT)
+    _line(axes, (x, 15.7), (x - 4.1, 15.7), (x - 4.1, 2.7), (x - 0.3, 2.7))
+    _with_bias(axes, x, 14.8, "ln_1")
+    axes.annotate("BitFit: every $b$", (x + 2.5, 14.8), ha="left", va="center", fontsize=10.5)
+    _with_bias(axes, x, 13.2, "c_attn")
+    _beside(axes, x, 13.2, "LoRA\n" + r"$(\alpha/r)\,B\,A\,x$", x)
+    _box(axes, x, 11.2, 4.6, r"IA³  $l\,\odot$", WEIGHTS)
+    for place, name in ((x - 1.6, "q"), (x, "k"), (x + 1.6, "v")):
+        _box(axes, place, 9.9, 1.4, name, FROZEN)
+    for place, name in ((x, "$P_k$"), (x + 1.6, "$P_v$")):
+        _box(axes, place, 9.08, 1.4, name, MEMORY)
+    axes.annotate("prefix", (x + 2.5, 9.08), ha="left", va="center", fontsize=10.5)
+    for place, top in ((x - 1.6, 9.52), (x, 8.7), (x + 1.6, 8.7)):
+        _line(axes, (place, top), (place, 7.6))
+    _box(axes, x, 7.2, 4.6, r"softmax$(q\,k^\top/\sqrt{D_h})\,v$", FROZEN)
+    _beside(axes, x, 7.2, "LLaMA-Adapter\n" + r"$\tanh(g)\cdot$ attention", x - 1.6)
+    axes.annotate("$q$", (x + 3.6, 8.4), ha="center", va="center", fontsize=10.5)
+    _with_bias(axes, x, 5.4, "c_proj")
+    _box(axes, x, 4.0, 4.6, "adapter", WEIGHTS)
+    _plus(axes, x, 2.7)
+
+
+def _mlp_half(axes: "Axes", x: float) -> None:
+    _line(axes, (x, 15.7), (x + 4.1, 15.7), (x + 4.1, 6.8), (x + 0.3, 6.8))
+    _with_bias(axes, x, 14.8, "ln_2")
+    _with_bias(axes, x, 13.4, "c_fc")
+    _box(axes, x, 12.1, 4.6, "gelu", FROZEN)
+    _box(axes, x, 10.8, 4.6, r"IA³  $l\,\odot$", WEIGHTS)
+    _with_bias(axes, x, 9.4, "c_proj")
+    _box(axes, x, 8.0, 4.6, "adapter", WEIGHTS)
+    _plus(axes, x, 6.8)
+    axes.annotate("the next block", (x, 4.95), ha="center", va="center", fontsize=10.5)
+
+
+def _with_bias(axes: "Axes", x: float, y: float, name: str) -> None:
+    """A frozen layer, its bias marked as what BitFit learns."""
+    _box(axes, x - 0.65, y, 3.3, name, FROZEN)
+    _box(axes, x + 1.7, y, 1.2, r"$+\,b$", WEIGHTS)
+
+
+def _beside(axes: "Axes", x: float, y: float, text: str, reads: float) -> None:
+    """What is learned beside the box at `x`: it reads the line at `reads`, and is added to what comes out."""
+    axes.plot((reads + 0.2, x + 3), (y + 0.9, y + 0.9), color="white", linewidth=7, zorder=0.5)  # bridges the others
+    _line(axes, (reads, y + 0.9), (x + 4.3, y + 0.9), (x + 4.3, y + 0.5))
+    _line(axes, (x + 4.3, y - 0.5), (x + 4.3, y - 1.0), (x + 0.3, y - 1.0))
+    _box(axes, x + 4.3, y, 3.5, text, WEIGHTS, 1.0)
+    _plus(axes, x, y - 1.0)
+
+
+def _plus(axes: "Axes", x: float, y: float) -> None:
+    axes.plot([x], [y], "o", color="white", markeredgecolor="black", markersize=13)
+    axes.annotate("+", (x, y), ha="center", va="center", fontsize=11)
+
+
+def _line(axes: "Axes", *corners: tuple[float, float]) -> None:
+    """A line around corners, with an arrow at its end."""
+    across, up = zip(*corners[:-1], strict=True)
+    axes.plot(across, up, color="black", linewidth=1.2, zorder=0.5)
+    arrow = {"arrowstyle": "->", "color": "black", "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0}
+    axes.annotate("", corners[-1], corners[-2], arrowprops=arrow, zorder=0.5)
+
+
+def _box(axes: "Axes", x: float, y: float, width: float, text: str, colour: str, height: float = 0.76) -> None:
     from matplotlib.patches import FancyBboxPatch
 
-    corner = (x - width / 2, y - 0.38)
-    axes.add_patch(FancyBboxPatch(corner, width, 0.76, boxstyle="round,pad=0,rounding_size=0.15", color=colour))
+    corner = (x - width / 2, y - height / 2)
+    axes.add_patch(FancyBboxPatch(corner, width, height, boxstyle="round,pad=0,rounding_size=0.15", color=colour))
     axes.annotate(text, (x, y), ha="center", va="center", fontsize=10.5)
 
 
