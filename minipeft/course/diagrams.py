@@ -122,7 +122,7 @@ def block_with_every_method(title: str) -> None:
     """A whole block, attention on the left and the MLP on the right, and where each method enters it."""
     from matplotlib import pyplot
 
-    _, axes = pyplot.subplots(figsize=(10, 8.8), layout="constrained")
+    _, axes = pyplot.subplots(figsize=(9, 8), layout="constrained")
     axes.set_xlim(0, 20)
     axes.set_ylim(0.6, 17.4)
     axes.axis("off")

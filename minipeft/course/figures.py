@@ -86,10 +86,17 @@ def curves(x: Any, lines: dict[str, Any], title: str, x_name: str, y_name: str) 
     from matplotlib import pyplot
 
     _, axes = pyplot.subplots(figsize=(9, 3), layout="constrained")
-    for (name, y), colour in zip(lines.items(), (BLUE, RED, GREEN, PURPLE), strict=False):
+    for y, colour in zip(lines.values(), (BLUE, RED, GREEN, PURPLE), strict=False):
         axes.plot(x, y, color=colour, linewidth=2)
-        axes.annotate(name, (float(x[-1]), float(y[-1])), (6, 0), textcoords="offset points", color=colour, va="center")
     axes.axhline(0, color=GREY, linewidth=0.8)
+    lowest, highest = axes.get_ylim()
+    room, taken = 0.09 * (highest - lowest), lowest - highest  # a line of text; names that would touch go up
+    for end, name, colour in sorted(
+        (float(y[-1]), name, colour)
+        for (name, y), colour in zip(lines.items(), (BLUE, RED, GREEN, PURPLE), strict=False)
+    ):
+        taken = max(end, taken + room)
+        axes.annotate(name, (float(x[-1]), taken), (6, 0), textcoords="offset points", color=colour, va="center")
     axes.set_ylabel(y_name, fontsize=10)
     _show(axes, title, x_name)
 
@@ -213,6 +220,24 @@ def lines_with_errors(lines: dict[str, dict[int, float]], error: float, title: s
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_ylabel(y_name, fontsize=10)
+    _show(axes, title, x_name)
+
+
+def dots_with_errors(rows: dict[str, float], error: float, title: str, x_name: str) -> None:
+    """A dot a row, its number written beside it, with two standard errors to the left and right."""
+    from matplotlib import pyplot
+
+    _, axes = pyplot.subplots(figsize=(9, 0.42 * len(rows) + 1.1), layout="constrained")
+    values, places = list(rows.values()), range(len(rows))
+    axes.errorbar(values, places, xerr=2 * error, fmt="o", color=BLUE, markersize=8, elinewidth=1.5, capsize=4)
+    for place, value in zip(places, values, strict=True):
+        beside = (value + 2 * error, place)
+        axes.annotate(f"{value:.1f}", beside, (8, 0), textcoords="offset points", va="center", fontsize=10)
+    axes.set_yticks(places, list(rows), fontsize=10)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.margins(x=0.1)
+    axes.grid(axis="y", color="#dddddd")
+    axes.set_axisbelow(True)
     _show(axes, title, x_name)
 
 
