@@ -60,8 +60,11 @@ def draw_elicit_or_teach(found: Mapping[str, Any], path: Path) -> None:
         row = unseen["methods"][name]
         before, after = ([100 * share for share in part] for part in row["shares_of_first_layer"])
         moved = row["share_moved_by_layer"][0]
-        label = f"{name}: changed by up to {f'{moved:.0%}' if moved > 0.01 else power(moved)}"
+        label = f"{name}: changed by up to {f'{100 * moved:.0f} %' if moved > 0.01 else power(moved)}"
         right.scatter(before, after, s=9, color=COLOURS[name], label=label, alpha=0.8)
+    right.set(xscale="log", yscale="log", xlim=(0.1, 130), ylim=(0.1, 130))
+    for axis in (right.xaxis, right.yaxis):
+        axis.set_ticks([0.1, 1, 10, 100], ["0.1", "1", "10", "100"])
     right.set_xlabel("frozen model, in %", fontsize=10)
     right.set_ylabel("tuned model, in %", fontsize=10)
     right.legend(frameon=False, fontsize=10, loc="lower center", bbox_to_anchor=(0.5, -0.32), markerscale=2)
@@ -70,13 +73,15 @@ def draw_elicit_or_teach(found: Mapping[str, Any], path: Path) -> None:
     )
     for axes in (left, middle, right):
         axes.spines[["top", "right"]].set_visible(False)
-    seen, new = (
-        {name: f"{100 * mean(row['exact']):.0f} %" for name, row in found[which]["methods"].items()}
-        for which in ("seen", "unseen")
-    )
+    done = {
+        name: {which: f"{100 * mean(row['exact']):.0f} %" for which, row in case["methods"].items()}
+        for name, case in found.items()
+    }
+    seen, new, deep = done["seen"], done["unseen"], done.get("unseen, two layers")
     figure.suptitle(
         f"In one layer a prefix elicits a task that was in pretraining ({seen['prefix']} of the answers right) but "
-        f"cannot\nteach it ({new['prefix']}); LoRA of as many numbers does both ({seen['LoRA']}, {new['LoRA']})",
+        f"cannot teach it ({new['prefix']});\nLoRA of as many numbers does both ({seen['LoRA']}, {new['LoRA']})"
+        + (f". In two layers a prefix teaches much of it ({deep['prefix']})" if deep else ""),
         fontsize=13,
         x=0.01,
         ha="left",
