@@ -57,6 +57,8 @@ class TuneConfig:
     save_seconds: float = 60.0
     seed: int = 0
     truncate: bool = False
+    room: int | None = None
+    """Positions that a text may take, if fewer than the method leaves: so that several methods read the same."""
     micro_batch: int | str = "whole"
     """Rows at once, "whole": the batch, or "auto": as many as `minipeft.plan` says fit; fewer if memory runs out."""
     time_limit: float | None = None
@@ -88,10 +90,13 @@ def default_lr(method: Method) -> float:
     return LEARNING_RATES[key]
 
 
-def encoder_for(tuned: Tuned, task: Task, truncate: bool = False) -> Encoder:
-    """How this tuned model reads the task's examples: its hard prompt, and the room its prompt or prefix leaves."""
+def encoder_for(tuned: Tuned, task: Task, truncate: bool = False, room: int | None = None) -> Encoder:
+    """How this tuned model reads the task's examples: its hard prompt, and the room its prompt or prefix leaves.
+
+    `room`: at most so many positions.
+    """
     template = tuned.method.template if isinstance(tuned.method, HardPrompt) else None
-    return Encoder(task, tuned.base.tokenizer, tuned.room, template, truncate)
+    return Encoder(task, tuned.base.tokenizer, min(tuned.room, room or tuned.room), template, truncate)
 
 
 def tune(
@@ -116,7 +121,7 @@ def tune(
     tuned = attach(model, method, seed=config.seed).train()
     if config.shard:
         sharding.shard_tuned(tuned, team)
-    encoder = encoder_for(tuned, task, config.truncate)
+    encoder = encoder_for(tuned, task, config.truncate, config.room)
     rows = [encoder.encode(example) for example in task.splits["train"]]
     for split in ("dev", "test"):  # say now, not after an hour, that a text is too long
         for example in task.splits[split]:

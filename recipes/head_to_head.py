@@ -45,6 +45,8 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path, help="what minipeft compare filled")
     parser.add_argument("--check", action="store_true", help="change nothing, fail if the page would change")
     options = parser.parse_args()
+    if options.folder and options.check:
+        parser.error("--check changes nothing, so it takes no folder")
     if options.folder:
         shutil.copyfile(options.folder / RESULTS_FILE, ROWS)
     report = Report(read_study(STUDY), Results(ROWS))
@@ -106,6 +108,7 @@ def computed(report: Report) -> dict[str, Callable[..., str]]:
         "main": report.main_table,
         "costs": report.cost_table,
         "curve": report.curve_table,
+        "examples": lambda part, model, one, other: over_examples(report, part, model, one, other),
         "starts": report.sweep_table,
         "paired": lambda part, *models: report.paired_table(part, PAIRS, **({"model": models[0]} if models else {})),
         "score": score,
@@ -114,6 +117,12 @@ def computed(report: Report) -> dict[str, Callable[..., str]]:
         "rank": rank,
         "total": total,
     }
+
+
+def over_examples(report: Report, part: str, model: str, one: str, other: str) -> str:
+    """The difference on each task, with the interval that test examples leave."""
+    found = {task: report.paired_over_examples(part, one, other, task, model) for task in report.study.part(part).tasks}
+    return ", ".join(f"{task} {mean.value:+.1f} ± {mean.half:.1f}" for task, mean in found.items() if mean)
 
 
 if __name__ == "__main__":

@@ -18,18 +18,17 @@ import pytest
 import torch
 
 import minipeft as mp
-from minipeft.compare import Results, Study, StudyError, compete, read_study, study_of
-from minipeft.compare import one_run as one_run_module
+from minipeft.compare import Results, Study, StudyError, compete, inputs, read_study, study_of, writing
 from minipeft.compare.bare import LinearProbe
 from minipeft.compare.compete import STUDY_FILE
 from minipeft.compare.contenders import USUAL, method_of, resized
-from minipeft.compare.one_run import pack, unpack
 from minipeft.compare.protocol import told_of
 from minipeft.compare.report import Report, comma_separated, markdown, write_report
-from minipeft.compare.results import RESULTS_FILE
+from minipeft.compare.results import RESULTS_FILE, pack, unpack
 from minipeft.compare.sealed import SealedTask, StillSealed
 from minipeft.compare.statistics import differences, holm, mean_of
 from minipeft.compare.writing import distinct, overlap
+from minipeft.generate import generate
 from minipeft.overview import count
 from minipeft.tasks import Example, Task
 from minipeft.train_config import TrainConfig
@@ -75,7 +74,7 @@ def settings(**parts: Any) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def tasks(monkeypatch: pytest.MonkeyPatch) -> dict[str, Task]:
     known = {"tiny": TINY, "texts": TEXTS}
-    monkeypatch.setattr(one_run_module, "open_task", known.__getitem__)
+    monkeypatch.setattr(inputs, "open_task", known.__getitem__)
     return known
 
 
@@ -84,7 +83,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
     """A study, run once for all tests that only read it."""
     out, study = tmp_path_factory.mktemp("study"), study_of(settings())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(one_run_module, "open_task", {"tiny": TINY}.__getitem__)
+        patch.setattr(inputs, "open_task", {"tiny": TINY}.__getitem__)
         compete(study, out, workers=0)
     return study, out
 
@@ -167,7 +166,9 @@ def test_a_new_trial_opens_a_closed_sweep_again(finished: tuple[Study, Path]) ->
     results = Results(out / RESULTS_FILE)
     assert results.is_closed(study, study.parts[0])
     more = settings()
-    more["contenders"] = {name: {**one, "trials": [*one["trials"], {"lr": 0.5}]} for name, one in TWO_TRIALS.items()}
+    more["contenders"] = {
+        name: {**one, "trials": [*one["trials"], {**one["trials"][0], "lr": 0.5}]} for name, one in TWO_TRIALS.items()
+    }
     assert not results.is_closed(study_of(more), study_of(more).parts[0])
 
 
@@ -205,6 +206,92 @@ def test_processes_find_what_one_process_finds(tmp_path: Path, finished: tuple[S
         if row["contender"] == "soft_prompt" and sys.platform == "linux":
             assert 5e7 < row["peak_bytes"] < 3e9
     assert both[0].rows.keys() == both[1].rows.keys()
+
+
+def test_a_trial_that_moves_to_another_place_is_still_the_one_that_is_run(tmp_path: Path) -> None:
+    told = settings(contenders=["full"], seeds=[1])
+    compete(study_of(told), tmp_path, workers=0)
+    first = Results(tmp_path / RESULTS_FILE)
+    best = max((row for row in first.rows.values() if row["stage"] == "sweep"), key=lambda row: row["dev"])
+    told["contenders"] = {"full": {"trials": [{"lr": 1e-30}, *reversed(TWO_TRIALS["full"]["trials"])]}}
+    again = compete(study_of(told), tmp_path, workers=0)
+    final = [row for row in again.rows.values() if row["stage"] == "final"][-1]
+    assert final["settings"]["lr"] == TWO_TRIALS["full"]["trials"][best["trial"]]["lr"]
+
+
+def test_a_part_may_take_over_choices_and_vary_a_size(tmp_path: Path) -> None:
+    told = settings(contenders=["soft_prompt"], seeds=[1])
+    told["parts"].append({**told["parts"][0], "name": "longer", "sizes": ["length=1", "length=7"], "chosen_by": "main"})
+    told["parts"].append({**told["parts"][0], "name": "few", "examples": [8, "all"], "chosen_by": "main"})
+    study = study_of(told)
+    results = compete(study, tmp_path, workers=0)
+    longer = [row for row in results.rows.values() if row["part"] == "longer"]
+    assert [row["kept"] for row in longer] == [128, 896]
+    assert {row["stage"] for row in longer} == {"final"}
+    assert [row["read"] for row in results.rows.values() if row["part"] == "few"] == [8, 40]
+    report = Report(study, results)
+    assert "(896)" in report.curve_table("longer", "size", "tiny", "pico")
+    assert list(report.unfinished()) == []
+    assert {path.name for path in write_report(study, tmp_path)} >= {"longer_size.png", "few_examples.png"}
+
+
+def test_results_of_other_data_are_not_mixed(tasks: dict[str, Task], tmp_path: Path) -> None:
+    study = study_of(settings(contenders=["zero_shot"], seeds=[1]))
+    compete(study, tmp_path, workers=0)
+    tasks["tiny"] = replace(TINY, splits={**SPLITS, "train": reviews(40, 9)})
+    with pytest.raises(StudyError, match=r"the task tiny is not the one that .* has results of; take another --out"):
+        compete(study, tmp_path, workers=0)
+
+
+def test_every_contender_reads_as_much_of_a_long_text(tasks: dict[str, Task], tmp_path: Path) -> None:
+    long = {split: tuple(replace(row, text=row.text * 40) for row in rows[:12]) for split, rows in SPLITS.items()}
+    tasks["tiny"] = replace(TINY, splits=long)
+    results = compete(
+        study_of(settings(contenders=["linear_probe", "soft_prompt", "full"], seeds=[1])), tmp_path, workers=0
+    )
+    tokens = {row["contender"]: row["tokens"] for row in results.rows.values() if row["stage"] == "final"}
+    assert tokens["soft_prompt"] == tokens["full"] == tokens["linear_probe"]
+    model = mp.GPT2.from_pretrained("pico")
+    assert max(len(model.tokenizer.encode(row.text)) for row in long["train"]) > 256  # so that something was cut
+
+
+def test_what_the_sweep_would_only_find_out_later_is_said_at_once(tmp_path: Path) -> None:
+    for change, sentence in (
+        ({"length": 300, "trials": [{"lr": 0.1}]}, "length 300 leaves no room for text"),
+        ({"length": 4, "trials": [{"lr": 0.1, "init": "magic"}]}, "init is 'magic'"),
+    ):
+        told = settings(contenders=["soft_prompt"], seeds=[1])
+        told["contenders"] = {"soft_prompt": change}
+        with pytest.raises(ValueError, match=sentence):
+            compete(study_of(told), tmp_path, workers=0)
+    told = settings(tasks=["texts"], contenders=["soft_prompt"], seeds=[1])
+    with pytest.raises(StudyError, match="soft_prompt starts from labels, and texts has none"):
+        compete(study_of(told), tmp_path, workers=0)
+    assert not (tmp_path / RESULTS_FILE).exists()
+
+
+def test_seeds_that_diverge_are_told_beside_the_mean(finished: tuple[Study, Path], tmp_path: Path) -> None:
+    study, out = finished
+    rows = [json.loads(line) for line in (out / RESULTS_FILE).read_text(encoding="utf-8").splitlines()]
+    for row in rows:
+        if row.get("stage") == "final" and row["contender"] == "full" and row["seed"] == 2:
+            row.update(diverged="the loss is nan at step 2", dev=None)
+            del row["test"]
+    (tmp_path / RESULTS_FILE).write_text("".join(json.dumps(row) + "\n" for row in rows[:-1]), encoding="utf-8")
+    report = Report(study, Results(tmp_path / RESULTS_FILE))
+    assert "(1 of 2 diverged)" in report.main_table("main") or rows[-1]["contender"] == "full"
+    assert list(report.unfinished()) == ["main: 1 runs are not done yet."]
+
+
+def test_a_score_without_seeds_stands_for_every_seed(finished: tuple[Study, Path]) -> None:
+    report = Report(finished[0], Results(finished[1] / RESULTS_FILE))
+    (found,) = report.paired("main", [("full", "majority")])
+    cells = {cell.contender: cell.mean.value for cell in report.cells("main")}
+    assert found.mean.runs == 2
+    assert found.mean.value == pytest.approx(cells["full"] - cells["majority"])
+    over_examples = report.paired_over_examples("main", "full", "majority", "tiny", "pico")
+    assert over_examples is not None
+    assert (over_examples.value, over_examples.runs) == (pytest.approx(found.mean.value, abs=1e-4), 20)
 
 
 def test_divergence_is_a_row_without_a_score(tmp_path: Path) -> None:
@@ -248,6 +335,34 @@ def test_text_is_compared_by_its_perplexity_and_a_hard_prompt_by_the_bare_model(
         ({"parts": [{**PART, "chosen_by": "later"}]}, "chosen_by is 'later', which is no part before it"),
         ({"parts": [{**PART, "tasks": "movie"}]}, "part main: tasks must be a list, got 'movie'"),
         ({"parts": [{"name": "main"}]}, "part main lacks 'tasks'"),
+        ({"parts": [{**PART, "sizes": ["rank=3"]}]}, 'sizes are "length=N" or "numbers=N"; one is \'rank=3\''),
+        ({"parts": [{**PART, "sizes": [5]}]}, 'sizes are "length=N" or "numbers=N"; one is 5'),
+        ({"parts": [{**PART, "seeds": [1, 1]}]}, "part main: seeds has something twice"),
+        ({"parts": [{**PART, "seeds": ["a"]}]}, "seeds are whole numbers from 0 on; one is 'a'"),
+        ({"parts": [{**PART, "contenders": []}]}, "part main: there are no contenders"),
+        ({"parts": [{**PART, "steps": 0}]}, "part main: steps must be at least 1, got 0"),
+        (
+            {"parts": [PART, {**PART, "name": "b", "examples": [9, "all"], "sizes": ["length=1", "length=2"]}]},
+            "two parts",
+        ),
+        (
+            {"parts": [{**PART, "tasks": ["tiny"]}, {**PART, "name": "b", "tasks": ["texts"], "chosen_by": "main"}]},
+            "part b: main, which chooses, has no 'texts' among its tasks",
+        ),
+        (
+            {"parts": [{**PART, "examples": [10]}, {**PART, "name": "b", "chosen_by": "main"}]},
+            "part b: main chooses nothing for all examples",
+        ),
+        ({"tasks": []}, "tasks must be tables, such as [tasks.NAME]"),
+        ({"models": "x"}, "models must be a table"),
+        (
+            {"contenders": {**TWO_TRIALS, "full": {"method": "hard_prompt"}}},
+            "there is no method 'hard_prompt' to compare",
+        ),
+        (
+            {"contenders": {**TWO_TRIALS, "linear_probe": {"trials": [{"lr": 1, "pool": "median"}] * 2}}},
+            "contender linear_probe: pool is 'median'; it can be last or mean",
+        ),
         (
             {"contenders": {**TWO_TRIALS, "full": {"trials": [{"lr": 1e-3}]}}},
             "every contender must have as many trials, but there are linear_probe 2, soft_prompt 2, full 1",
@@ -305,7 +420,6 @@ def test_the_scale_of_lora_stays_when_its_rank_changes() -> None:
     [
         ("ia3", "length=3", "contender ia3: ia3 has no length"),
         ("bitfit", "numbers=100", "bitfit has one size, so it cannot have 100"),
-        ("lora", "rank=3", "size is 'rank=3'; it can be length=N or numbers=N"),
     ],
 )
 def test_a_size_that_cannot_be_is_refused(name: str, size: str, sentence: str) -> None:
@@ -345,8 +459,48 @@ def test_contenders_are_compared_run_for_run() -> None:
     assert less.mean.value == pytest.approx(-4 / 3)
 
 
+def test_differences_without_spread_have_no_p() -> None:
+    (found,) = differences({"a": {1: 2.0, 2: 3.0}, "b": {1: 1.0, 2: 2.0}}, [("a", "b")])
+    assert math.isnan(found.p)
+    assert math.isnan(found.adjusted)
+
+
 def test_holm_corrects_as_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.01, math.nan, 0.03], 4)[::2] == pytest.approx([0.04, 0.09])  # four were asked about
+
+
+def test_what_is_told_of_fields_is_scored_for_the_bare_model_as_for_a_tuned_one(
+    tasks: dict[str, Task], tmp_path: Path
+) -> None:
+    rows = {
+        split: tuple(Example(f"name[{row.target}]", row.text) for row in examples[:6])
+        for split, examples in SPLITS.items()
+    }
+    tasks["e2e"] = Task("e2e", rows, joint="<|endoftext|>", hard_prompts=("{text}<|endoftext|>",))
+    told = settings(tasks=["e2e"], contenders=["zero_shot", "soft_prompt"], seeds=[1])
+    told["contenders"] = {"soft_prompt": {"length": 2, "trials": [{"lr": 0.1}]}}
+    study = study_of(told)
+    results = compete(study, tmp_path, workers=0)
+    finals = {row["contender"]: row["test"] for row in results.rows.values() if row["stage"] == "final"}
+    assert finals.keys() == {"zero_shot", "soft_prompt"}
+    assert all(test.keys() == {"perplexity", "loss", "bleu", "rouge_l"} for test in finals.values())
+    assert "e2e, pico: BLEU" in Report(study, results).main_table("main")
+
+
+def test_a_judge_says_what_steered_texts_are_and_seeds_draw_different_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "WRITTEN", 6)
+    model, drawn = mp.GPT2.from_pretrained("pico"), []
+    judge = mp.attach(model, mp.HardPrompt("{text} I thought it was"))
+
+    def write(rows: list[list[int]], sampling: mp.Sampling) -> list[list[int]]:
+        drawn.append(range(sampling.seed, sampling.seed + len(rows)))
+        return generate(model, rows, replace(sampling, max_new_tokens=4))
+
+    found = [writing.steer(write, model, judge, "positive", seed) for seed in (1, 2)]
+    assert not set(drawn[0]) & set(drawn[1])
+    assert found[0] != found[1]
+    assert set(found[0]) == {"as_wanted", "distinct_1", "distinct_2", "base_perplexity"}
 
 
 def test_overlap_counts_every_reference() -> None:

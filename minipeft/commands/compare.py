@@ -9,9 +9,16 @@ from rich.console import Console
 
 from minipeft.commands.options import Data, Device, Input, Kind, Target, TaskName
 
-METHODS = "zero_shot,calibrated_prompt,soft_prompt,prefix,lora,full"
+LABELS = ["zero_shot", "calibrated_prompt", "soft_prompt", "prefix", "lora", "full"]
+TEXT = ["zero_shot", "soft_prompt", "prefix", "lora", "full"]
+SIZED = {"length": ["soft_prompt", "prefix"], "numbers": ["soft_prompt", "prefix", "lora"]}
+"""What is compared where nobody says which methods: on labels, on text, at several sizes."""
 OWN = "data"
 """What a person's own file is called as a task."""
+CONTENDERS = (
+    "majority, zero_shot, best_prompt, calibrated_prompt, linear_probe, soft_prompt, p_tuning, prefix, prefix_mlp, "
+    "deep_prompt_text, lora, ia3, adapter, llama_adapter, bitfit, top2, full"
+)
 
 
 def compare(
@@ -27,15 +34,18 @@ def compare(
     input_column: Input = None,
     target: Target = None,
     kind: Kind = "auto",
-    methods: Annotated[str, typer.Option(help="Which contenders, with commas between.")] = METHODS,
-    model: Annotated[str, typer.Option(help="Models, with commas between: those that ship, or folders.")] = "nano",
-    seeds: Annotated[int, typer.Option(help="Runs of each chosen setting on the test split.", min=1)] = 3,
-    steps: Annotated[int, typer.Option(help="Training steps of every run.", min=1)] = 400,
-    batch_size: Annotated[int, typer.Option(help="Examples a step.", min=1)] = 16,
+    methods: Annotated[str | None, typer.Option(help=f"Which of {CONTENDERS}; commas between.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Models, with commas between: those that ship (default: nano), or folders.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Runs of each chosen setting on the test split (3).", min=1)] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps of every run (400).", min=1)] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples a step (16).", min=1)] = None,
     sizes: Annotated[
-        str, typer.Option(help="Sizes for every contender, such as length=5,length=20 or numbers=3072,numbers=15360.")
-    ] = "",
-    examples: Annotated[str, typer.Option(help="Amounts of training examples, such as 50,200,all.")] = "all",
+        str | None,
+        typer.Option(help="Sizes of every method: length=5,length=20 or numbers=3072,numbers=15360."),
+    ] = None,
+    examples: Annotated[str | None, typer.Option(help="Amounts of training examples, such as 50,200,all.")] = None,
     workers: Annotated[
         int | None, typer.Option(help="Runs at once, each in a process of its own; default: one for each core.", min=1)
     ] = None,
@@ -65,15 +75,23 @@ def compare(
     if report is not None:
         if not (report / STUDY_FILE).exists():
             raise FileNotFoundError(f"there is no study in {report}: minipeft compare --out {report} makes one.")
-        _told(write_report(read_study(report / STUDY_FILE), report))
+        _show(write_report(read_study(report / STUDY_FILE), report))
         return
     if out is None:
         raise ValueError("say where the results go: --out DIR (or --report DIR for those that are there).")
+    chosen: dict[str, Any] = {
+        "methods": methods,
+        "model": model,
+        "seeds": seeds,
+        "steps": steps,
+        "batch_size": batch_size,
+    }
+    chosen |= {"sizes": sizes, "examples": examples, "task": task, "data": data}
     if study is None:
         source = {"data": str(data), "input": input_column, "target": target, "kind": kind} if data else None
-        crossed = {"sizes": _listed(sizes), "examples": _listed(examples), "models": _listed(model)}
-        what = _study(task, source, _listed(methods), crossed, seeds)
-        wanted = study_of({**what, "steps": steps, "batch_size": batch_size, "eval_every": max(1, steps // 2)})
+        wanted = study_of(_settings(source, {name: value for name, value in chosen.items() if value is not None}))
+    elif given := [name for name, value in chosen.items() if value is not None]:
+        raise ValueError(f"--{given[0].replace('_', '-')} and --study: {study} says it all already; give one of them.")
     else:
         wanted = read_study(study)
     try:
@@ -81,31 +99,47 @@ def compare(
     except KeyboardInterrupt:
         print(f"minipeft: stopped; what was finished is kept. The same command goes on in {out}.", file=sys.stderr)
         sys.exit(130)
-    _told(write_report(wanted, out))
+    _show(write_report(wanted, out))
 
 
-def _study(
-    task: str | None, source: dict[str, Any] | None, methods: list[str], crossed: dict[str, list[str]], seeds: int
-) -> dict[str, Any]:
-    """The settings of a study of one part."""
-    if (task is None) == (source is None):
+def _settings(source: dict[str, Any] | None, given: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a study of one part, by the options that were given."""
+    if ("task" in given) != (source is None):
         raise ValueError("say what to compare on: --task NAME (several with commas), --data FILE, or --study FILE.")
-    part: dict[str, Any] = {"name": "main", "tasks": _listed(task) if task else [OWN], "models": crossed["models"]}
-    part |= {"contenders": methods, "seeds": list(range(1, seeds + 1))}
-    part["examples"] = [int(number) if number.isdecimal() else number for number in crossed["examples"]]
-    if crossed["sizes"]:
-        part["sizes"] = crossed["sizes"]
-    told: dict[str, Any] = {"name": "compare", "parts": [part]}
+    part = _part(_listed(given["task"]) if "task" in given else [OWN], given)
+    steps = given.get("steps", 400)
+    told: dict[str, Any] = {"name": "compare", "parts": [part], "steps": steps, "eval_every": max(1, steps // 2)}
+    told |= {"batch_size": given.get("batch_size", 16)}
     if source:
         told["tasks"] = {OWN: {name: value for name, value in source.items() if value is not None}}
+    if "methods" not in given:
+        part["contenders"] = _usual(told, part)
     return told
+
+
+def _part(tasks: list[str], given: dict[str, Any]) -> dict[str, Any]:
+    examples = [int(one) if one.isdecimal() else one for one in _listed(given.get("examples", "all"))]
+    part = {"name": "main", "tasks": tasks, "models": _listed(given.get("model", "nano")), "examples": examples}
+    part |= {"contenders": _listed(given.get("methods", "full")), "seeds": list(range(1, given.get("seeds", 3) + 1))}
+    return part | ({"sizes": _listed(given["sizes"])} if "sizes" in given else {})
+
+
+def _usual(told: dict[str, Any], part: dict[str, Any]) -> list[str]:
+    """What is compared where nobody says which methods."""
+    from minipeft.compare import study_of
+    from minipeft.compare.inputs import sealed_task
+
+    study = study_of(told)
+    if "sizes" in part:
+        return SIZED["numbers" if part["sizes"][0].startswith("numbers") else "length"]
+    return LABELS if all(sealed_task(study, name).open.labels for name in part["tasks"]) else TEXT
 
 
 def _listed(text: str) -> list[str]:
     return [one.strip() for one in text.split(",") if one.strip()]
 
 
-def _told(paths: list[Path]) -> None:
+def _show(paths: list[Path]) -> None:
     console = Console()
-    console.print(paths[0].read_text(encoding="utf-8"), highlight=False, markup=False)
-    console.print("Written: " + ", ".join(str(path) for path in paths), highlight=False, markup=False)
+    console.print(paths[0].read_text(encoding="utf-8"), highlight=False, markup=False, soft_wrap=True)
+    console.print("Written: " + ", ".join(str(path) for path in paths), highlight=False, markup=False, soft_wrap=True)

@@ -10,58 +10,59 @@ from torch import Tensor, nn
 from minipeft.asked import Asked
 from minipeft.batches import BucketedBatches
 from minipeft.compare.contenders import BEST_PROMPT, CALIBRATED, MAJORITY
-from minipeft.evaluate import Score, evaluate, majority_label, score_labels
+from minipeft.evaluate import Score, majority_label, score_labels
 from minipeft.gpt2 import GPT2
-from minipeft.methods import HardPrompt
 from minipeft.tasks import Encoder, Example, Task
 from minipeft.train import train
 from minipeft.train_config import TrainConfig
 from minipeft.training_state import TrainResult
-from minipeft.tune import encoder_for
-from minipeft.tuned import attach
 
 READ_AT_ONCE = 64
 
 
 class Untrained:
-    """One of the contenders that have no steps, on one model and task; dev chooses among prompts."""
+    """One of the contenders that have no steps, on one model and task with labels; dev chooses among prompts."""
 
     def __init__(self, model: GPT2, task: Task, method: str) -> None:
-        self.model, self.task, self.method = model, task, method
+        self.task, self.calibrated = task, method == CALIBRATED
+        self.asked: Asked | None = None
+        dev = task.splits["dev"]
+        if method != MAJORITY:
+            many = method in (BEST_PROMPT, CALIBRATED)
+            tried = [Asked(model, task, one) for one in (task.hard_prompts if many else ["{text}" + task.joint])]
+            self.asked = max(tried, key=lambda asked: asked.score(dev, self.calibrated).score)
+        self.encoder = Encoder(task, model.tokenizer, model.config.n_positions, truncate=True)
 
-    def on_dev_and(self, test: Sequence[Example]) -> tuple[Score, Score, Float[Tensor, "N labels"] | None, str | None]:
-        """The scores on dev and on `test`, what it answers to `test`, and the prompt that dev chose."""
-        dev = self.task.splits["dev"]
-        if self.method == MAJORITY:
-            return self._majority(dev)[0], *self._majority(test), None
-        usual = "{text}" + self.task.joint
-        if not self.task.labels:
-            tuned = attach(self.model, HardPrompt(usual))
-            encoder = encoder_for(tuned, self.task, truncate=True)
-            return evaluate(tuned, encoder, dev), evaluate(tuned, encoder, test), None, None
-        templates = self.task.hard_prompts if self.method in (BEST_PROMPT, CALIBRATED) else (usual,)
-        tried, calibrated = [Asked(self.model, self.task, one) for one in templates], self.method == CALIBRATED
-        best = max(tried, key=lambda asked: asked.score(dev, calibrated).score)
-        answers = best.answers(test, calibrated)
-        return best.score(dev, calibrated), score_labels(best.encoder, test, answers), answers, best.template
+    @property
+    def prompt(self) -> str:
+        """The prompt that dev chose."""
+        return self.asked.template if self.asked else ""
 
-    def _majority(self, examples: Sequence[Example]) -> tuple[Score, Float[Tensor, "N labels"]]:
+    def answers(self, examples: Sequence[Example]) -> Float[Tensor, "N labels"]:
+        """A number for each label, of which the largest wins."""
+        if self.asked:
+            return self.asked.answers(examples, self.calibrated)
         commonest = majority_label(self.task)
         answer = torch.tensor([[float(label == commonest) for label in self.task.labels]])
-        right = sum(example.target == commonest for example in examples)
-        return Score(float("nan"), len(examples), right / len(examples)), answer.expand(len(examples), -1)
+        return answer.expand(len(examples), -1)
+
+    def score(self, examples: Sequence[Example], answers: Float[Tensor, "N labels"]) -> Score:
+        """How many answers are right, and the loss, where there is one."""
+        score = score_labels(self.encoder, examples, answers)
+        return score if self.asked and not self.calibrated else Score(float("nan"), score.examples, score.accuracy)
 
 
 class LinearProbe:
     """Logistic regression on what the frozen model makes of a text: the usual question of what it knows already.
 
-    pool: "last", the final hidden state of the text's last token, or "mean", the mean over all of its tokens.
+    pool: "last", the final hidden state at the last token of the text with its joint (" I thought it was"), or "mean",
+    the mean over all of its tokens. `room`: positions that the text may take, as many as every contender has.
     Trained numbers: labels·(D + 1). Source: Alain & Bengio 2017.
     """
 
-    def __init__(self, model: GPT2, task: Task, pool: str) -> None:
+    def __init__(self, model: GPT2, task: Task, pool: str, room: int | None = None) -> None:
         self.model, self.task, self.pool = model, task, pool
-        self.encoder = Encoder(task, model.tokenizer, model.config.n_positions, truncate=True)
+        self.encoder = Encoder(task, model.tokenizer, room or model.config.n_positions, truncate=True)
         self.layer = nn.Linear(model.config.n_embd, len(task.labels))
         nn.init.zeros_(self.layer.weight)
         nn.init.zeros_(self.layer.bias)
@@ -70,9 +71,7 @@ class LinearProbe:
 
     def fit(self, config: TrainConfig, out: Path) -> TrainResult:
         """Train it as methods are trained: the same batches in the same order, the best step on dev kept."""
-        rows = self.task.splits["train"]
-        lengths = [len(self.encoder.context(example)) for example in rows]
-        order = BucketedBatches(lengths, config.batch_size, config.seed, [example.target for example in rows])
+        rows, order = self.task.splits["train"], self.order(config)
         features, answers = self._scaled(self._train), self._answers(rows)
         dev = self.task.splits["dev"]
         on_dev, dev_answers = self._scaled(self._read(dev)), self._answers(dev)
@@ -89,6 +88,18 @@ class LinearProbe:
             return {"score": Score(loss, len(dev), accuracy).score, "dev_loss": loss, "dev_accuracy": accuracy}
 
         return train(dict(self.layer.named_parameters()), loss_at, config, out, evaluate=measure, label="linear probe")
+
+    def order(self, config: TrainConfig) -> BucketedBatches:
+        """The batches of `tune`: of the lengths that texts have with their labels."""
+        rows = self.task.splits["train"]
+        lengths = [len(self.encoder.encode(example).ids) for example in rows]
+        return BucketedBatches(lengths, config.batch_size, config.seed, [example.target for example in rows])
+
+    def tokens(self, config: TrainConfig) -> int:
+        """How many tokens it read for its steps, as `tune` counts them."""
+        lengths = [len(self.encoder.encode(example).ids) for example in self.task.splits["train"]]
+        order = self.order(config)
+        return sum(lengths[row] for step in range(config.steps) for row in order(step))
 
     @torch.no_grad()
     def answer(self, examples: Sequence[Example]) -> Float[Tensor, "N labels"]:

@@ -1,6 +1,7 @@
 """Run a study: every sweep, then what dev chose, in parallel processes; stopped at any moment, it goes on."""
 
 import multiprocessing
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -10,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from minipeft.compare.inputs import check_inputs, is_steered
 from minipeft.compare.machine import commit, cores
-from minipeft.compare.one_run import Performer, check_runs
+from minipeft.compare.one_run import JUDGE_FOLDER, SCRATCH_FOLDER, Performer
 from minipeft.compare.protocol import told_of
 from minipeft.compare.results import RESULTS_FILE, Results, Row, alone
 from minipeft.compare.study import Run, Study, StudyError
+from minipeft.compare.writing import judge_in
 from minipeft.files import write_json
 from minipeft.progress import progress_bar
 
@@ -34,8 +37,9 @@ def compete(study: Study, out: str | Path, *, workers: int | None = None, device
     """
     out = Path(out)
     with alone(out):
-        check_runs(study)
+        check_inputs(study, out)
         results = Results(out / RESULTS_FILE)
+        shutil.rmtree(out / SCRATCH_FOLDER, ignore_errors=True)
         write_json(out / STUDY_FILE, told_of(study))
         if workers is None:
             workers = cores() if device == "cpu" else 1
@@ -44,6 +48,8 @@ def compete(study: Study, out: str | Path, *, workers: int | None = None, device
             crew.run(f"{part.name}: sweep", study.sweep(part), results)
             if part.chosen_by is None and not results.is_closed(study, part):
                 results.close(study, part)
+            if part.seeds and any(is_steered(study, task) for task in part.tasks):
+                judge_in(out / JUDGE_FOLDER)  # here, so that processes find it
             crew.run(f"{part.name}: test", study.finals(part, results.choices(study, part)), results)
         return results
 
@@ -89,7 +95,7 @@ class _Crew:
         with progress_bar(label, len(wanted), len(wanted) - len(missing)) as show:
             for row in self._performed(missing):
                 results.append(row)
-                show(_told(row))
+                show(_in_words(row))
 
     def _performed(self, runs: Sequence[Run]) -> Iterator[Row]:
         if not self.workers:
@@ -113,14 +119,16 @@ class _Crew:
         finally:
             for _, worker in at_work.values():
                 worker.terminate()
+            shutil.rmtree(self.order.out / SCRATCH_FOLDER, ignore_errors=True)
 
 
 def _perform(order: _Order, run: Run, sender: Connection) -> None:
     """In a process of its own: perform a run and send its row, or the sentence that says why there is none."""
     try:
         sender.send(order.performer().perform(run))
-    except (ValueError, OSError) as error:
-        sender.send(f"{run.told()}: {error}")
+    except Exception as error:  # raised again by whoever receives it
+        kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
+        sender.send(f"{run.told()}: {kind}{error}")
     except KeyboardInterrupt:  # the process that waits for this one was interrupted, too, and says so
         pass
 
@@ -136,7 +144,7 @@ def _received(receiver: Any, run: Run) -> Row:
     return found
 
 
-def _told(row: Row) -> str:
+def _in_words(row: Row) -> str:
     """A row in a few words."""
     found = row["diverged"] or (f"dev {row['dev']:.3f}" if row["dev"] is not None else "")
     return f"{row['task']}, {row['model']}, {row['contender']}: {found}"

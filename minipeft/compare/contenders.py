@@ -1,12 +1,13 @@
 """The usual contenders with the trials that each gets, and the method that one of them is on a model of some shape."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
 from minipeft.compare.study import Contender, StudyError
 from minipeft.config import GPT2Config
-from minipeft.methods import METHODS, LoRA, Method
+from minipeft.methods import METHODS, HardPrompt, LoRA, Method
 from minipeft.overview import count
 
 MAJORITY, ZERO_SHOT, BEST_PROMPT, CALIBRATED, LINEAR_PROBE = (
@@ -16,9 +17,10 @@ MAJORITY, ZERO_SHOT, BEST_PROMPT, CALIBRATED, LINEAR_PROBE = (
     "calibrated_prompt",
     "linear_probe",
 )
+POOLS = ("last", "mean")
 BARE = (MAJORITY, ZERO_SHOT, BEST_PROMPT, CALIBRATED)
 """What needs no training."""
-KNOBS = ("length", "rank", "width", "top_layers")
+KNOBS = ("length", "rank", "width")
 """The setting of a method that makes it larger or smaller."""
 TEXT_STARTS = ("text:Is it good or bad? I thought it was", "text:What I think of it, in one word: good, or bad")
 
@@ -80,21 +82,25 @@ def check_contender(contender: Contender) -> None:
         if contender.trials or contender.settings:
             raise StudyError(f"contender {contender.name}: {contender.method} is not trained, so it has no settings.")
         return
-    if contender.method != LINEAR_PROBE and contender.method not in METHODS:
+    trained = [name for name in METHODS if name != HardPrompt.name]
+    if contender.method != LINEAR_PROBE and contender.method not in trained:
         raise StudyError(
-            f"contender {contender.name}: there is no method {contender.method!r}; "
-            f"there are {', '.join([*METHODS, LINEAR_PROBE, *BARE])}."
+            f"contender {contender.name}: there is no method {contender.method!r} to compare; "
+            f"there are {', '.join([*trained, LINEAR_PROBE, *BARE])}."
         )
     known = {"pool"} if contender.method == LINEAR_PROBE else {one.name for one in fields(METHODS[contender.method])}
     if not contender.trials:
         raise StudyError(f"contender {contender.name} is trained, so it needs trials, such as [{{lr = 0.001}}].")
     for trial in contender.trials:
         rate = trial.get("lr")
-        if not isinstance(rate, int | float) or isinstance(rate, bool) or not rate > 0:
+        if not isinstance(rate, int | float) or isinstance(rate, bool) or not 0 < rate < math.inf:
             raise StudyError(f"contender {contender.name}: every trial needs an lr above 0; one has {rate!r}.")
         if unknown := sorted({*contender.settings, *trial} - known - {"lr"}):
             told = f"has no setting {unknown[0]!r}; it has {', '.join(sorted(known)) or 'none'}"
             raise StudyError(f"contender {contender.name}: {contender.method} {told}.")
+        pool = {**contender.settings, **trial}.get("pool")
+        if contender.method == LINEAR_PROBE and pool not in POOLS:
+            raise StudyError(f"contender {contender.name}: pool is {pool!r}; it can be {' or '.join(POOLS)}.")
 
 
 def method_of(contender: Contender, trial: int, size: str | None, shape: GPT2Config) -> Method:
@@ -109,8 +115,6 @@ def method_of(contender: Contender, trial: int, size: str | None, shape: GPT2Con
     if size is None:
         return method
     what, _, number = size.partition("=")
-    if what not in ("length", "numbers") or not number.isdecimal():
-        raise StudyError(f"size is {size!r}; it can be length=N or numbers=N.")
     if what == "length":
         if not hasattr(method, "length"):
             raise StudyError(f"contender {contender.name}: {contender.method} has no length.")
@@ -130,19 +134,16 @@ def _as_many_as(method: Method, contender: Contender, numbers: int, shape: GPT2C
     knob = next((name for name in KNOBS if hasattr(method, name)), None)
     if knob is None:
         raise StudyError(f"contender {contender.name}: {contender.method} has one size, so it cannot have {numbers:,}.")
-    best, nearest = method, -1
-    for value in range(1, shape.n_positions):
-        try:
-            kept = count(_unstarted(resized(method, knob, value)), shape).kept
-        except ValueError:  # larger than the model allows
-            break
-        if nearest < 0 or abs(kept - numbers) < abs(nearest - numbers):
-            best, nearest = resized(method, knob, value), kept
-        if kept > numbers:
-            break
-    return best
+
+    def kept(value: int) -> int:
+        return count(unstarted(resized(method, knob, value)), shape).kept
+
+    one, a_step = kept(1), kept(2) - kept(1)  # all of them grow by as much with every step
+    below = max(1, 1 + (numbers - one) // a_step)
+    nearest = below if numbers - kept(below) <= a_step / 2 else below + 1
+    return resized(method, knob, nearest)
 
 
-def _unstarted(method: Method) -> Method:
+def unstarted(method: Method) -> Method:
     """The same method from random numbers, which can be counted without a model's words."""
     return replace(method, init="random") if hasattr(method, "init") else method

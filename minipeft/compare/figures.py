@@ -47,7 +47,7 @@ def draw(report: "Report", folder: Path) -> list[Path]:
                 paths["scores"] = _scores(report, part)
                 paths |= {cost: _over_cost(report, part, cost) for cost in COSTS}
                 paths["learning"] = _learning(report, part)
-        if not part.seeds and report.rows(part.name):
+        if not part.seeds and any(row["dev"] is not None for row in report.rows(part.name)):
             paths["starts"] = _heat(report, part)
         for name, figure in paths.items():
             drawn.append(folder / f"{part.name}_{name}.png")
@@ -173,7 +173,7 @@ def _over_axis(report: "Report", part: Part, axis: str) -> Any:
             means = [cell.mean for cell in cells]
             low = [m.value - (0 if math.isnan(m.half) else m.half) for m in means]
             high = [m.value + (0 if math.isnan(m.half) else m.half) for m in means]
-            colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place]
+            colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
             panel.plot(x, [m.value for m in means], f"{marker}-", color=colour, label=called(name), markersize=6)
             panel.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
         panel.set_xscale("log")
@@ -203,7 +203,7 @@ def _number(value: Any, report: "Report", part: Part, axis: str) -> float:
 
 
 def _learning(report: "Report", part: Part) -> Any:
-    """Dev loss over steps of the final runs, the mean over seeds, a panel for each task and model."""
+    """Score on dev over the steps of the final runs, the mean over seeds, a panel for each task and model."""
     pyplot = figures()
     figure, axes = pyplot.subplots(
         len(part.models),
@@ -222,7 +222,8 @@ def _learning(report: "Report", part: Part) -> Any:
                 curves = [row["dev_curve"] for row in cell.rows if row.get("dev_curve")]
                 if curves:
                     steps = [point[0] for point in curves[0]]
-                    scores = [100 * sum(curve[i][1] for curve in curves) / len(curves) for i in range(len(steps))]
+                    scale = 100 if report.measure(part.name, task) == "accuracy" else 1
+                    scores = [scale * sum(curve[i][1] for curve in curves) / len(curves) for i in range(len(steps))]
                     handles[cell.contender] = panel.plot(
                         steps,
                         scores,
@@ -233,7 +234,7 @@ def _learning(report: "Report", part: Part) -> Any:
                     )[0]
             panel.set_title(f"{task}, {model}", fontsize=10, loc="left")
             panel.set_xlabel("steps", fontsize=9)
-            panel.set_ylabel("score on dev × 100", fontsize=9)
+            panel.set_ylabel(_on_dev(report, part, task), fontsize=9)
             panel.tick_params(labelsize=8)
             panel.spines[["top", "right"]].set_visible(False)
     names = [name for name in part.contenders if name in handles]
@@ -256,26 +257,38 @@ def _heat(report: "Report", part: Part) -> Any:
         1, len(part.contenders), figsize=(4.4 * len(part.contenders), 2.9), squeeze=False, layout="constrained"
     )
     grids = [report.grid(part.name, task, model, name) for name in part.contenders]
-    known = [100 * score for grid in grids for score in grid.values() if score is not None]
+    known = [score for grid in grids for score in grid.values() if score is not None]
+    scale = 100 if min(known) >= 0 else 1  # accuracies, or minus losses
+    known = [scale * score for score in known]
     for panel, name, grid in zip(axes.flat, part.contenders, grids, strict=True):
         starts, rates = list(dict.fromkeys(start for start, _ in grid)), sorted({rate for _, rate in grid})
-        scores = [[grid.get((start, rate)) for rate in rates] for start in starts]
-        shown = [[math.nan if score is None else 100 * score for score in row] for row in scores]
+        shown = [[_shown(grid.get((start, rate)), scale) for rate in rates] for start in starts]
         panel.imshow(shown, cmap="viridis", vmin=min(known), vmax=max(known), aspect="auto")
         for down, row in enumerate(shown):
             for across, score in enumerate(row):
                 dark = math.isnan(score) or score < (min(known) + max(known)) / 2
-                told = "diverged" if math.isnan(score) else f"{score:.1f}"
+                lost = "diverged" if (starts[down], rates[across]) in grid else "not run"
+                told = lost if math.isnan(score) else f"{score:.{1 if scale == 100 else 2}f}"
                 panel.text(
                     across, down, told, ha="center", va="center", fontsize=10, color="white" if dark else "black"
                 )
         panel.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates], fontsize=9)
         panel.set_yticks(range(len(starts)), starts, fontsize=9)
         panel.set_xlabel("learning rate", fontsize=10)
-        panel.set_title(f"{called(name)}: dev accuracy in %", fontsize=11, loc="left")
+        what = "accuracy on dev, %" if scale == 100 else "minus loss on dev"
+        panel.set_title(f"{called(name)}: {what}", fontsize=11, loc="left")
         panel.tick_params(length=0)
         panel.spines[:].set_visible(False)
     return figure
+
+
+def _shown(score: float | None, scale: int) -> float:
+    return math.nan if score is None else scale * score
+
+
+def _on_dev(report: "Report", part: Part, task: str) -> str:
+    """What scores on dev are: accuracy where there are labels, else minus the loss."""
+    return "accuracy on dev, %" if report.measure(part.name, task) == "accuracy" else "minus loss on dev, nats"
 
 
 def _measure(cells: Sequence["Cell"]) -> str:

@@ -1,6 +1,5 @@
 """One run of a study: what it is told in, a row of numbers out."""
 
-import base64
 import json
 import math
 import tempfile
@@ -9,67 +8,35 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from minipeft.batches import ShuffledStream
 from minipeft.compare.bare import LinearProbe, Untrained
-from minipeft.compare.contenders import BARE, BEST_PROMPT, CALIBRATED, LINEAR_PROBE, MAJORITY, method_of
+from minipeft.compare.contenders import BARE, CALIBRATED, LINEAR_PROBE, method_of
+from minipeft.compare.inputs import is_steered, is_told, room_of, sealed_task
 from minipeft.compare.machine import forget_peak, peak_bytes
-from minipeft.compare.results import Row, number_or_none
+from minipeft.compare.results import Row, number_or_none, pack
 from minipeft.compare.sealed import SealedTask
-from minipeft.compare.study import FINAL, Run, Study, StudyError
-from minipeft.compare.writing import judge_in, steer, tell
+from minipeft.compare.study import FINAL, Run, Study
+from minipeft.compare.writing import judge_in, steer, tell, writer_of
 from minipeft.evaluate import Score, evaluate, label_log_likelihoods, score_labels
 from minipeft.gpt2 import GPT2
-from minipeft.methods import Method, trains_a_copy
+from minipeft.methods import HardPrompt, Method, trains_a_copy
 from minipeft.metrics import read_metrics
 from minipeft.overview import BYTES
 from minipeft.perplexity import perplexity_of
-from minipeft.tasks import Example, Task, open_task, task_from_file
-from minipeft.tasks.writing import LABELS as STEERED
+from minipeft.tasks import Encoder, Example, Task
 from minipeft.train_config import TrainConfig
 from minipeft.training_state import TrainingDiverged
 from minipeft.tune import REPORT_FILE, TuneConfig, encoder_for, tune
-from minipeft.tuned import Tuned
+from minipeft.tuned import Tuned, attach
 
-JUDGE = "nano"
-"""What a judge is finetuned from, whichever model writes."""
-ONLY_LABELS = (MAJORITY, BEST_PROMPT, CALIBRATED, LINEAR_PROBE)
-
-
-def sealed_task(study: Study, name: str) -> SealedTask:
-    """A task of a study, one that ships or a person's own. Raises what `open_task` and `task_from_file` raise."""
-    source = study.sources.get(name)
-    if source is None:
-        return SealedTask(open_task(name))
-    return SealedTask(replace(task_from_file(source.data, source.input, source.target, source.kind), name=name))
-
-
-def check_runs(study: Study) -> None:
-    """Open every task, and size every contender on every model, so that what cannot run is said before anything runs.
-
-    Raises StudyError, and what loading a task or a model raises.
-    """
-    for part in study.parts:
-        for name in part.tasks:
-            task = sealed_task(study, name).open
-            if not task.labels and (wrong := [c for c in part.contenders if study.contenders[c].method in ONLY_LABELS]):
-                raise StudyError(f"part {part.name}: {wrong[0]} is for tasks with labels, and {name} has none.")
-            if most := max((number or 0 for number in part.examples), default=0):
-                there = len(task.splits["train"])
-                if most > there:
-                    raise StudyError(f"part {part.name}: {name} has {there:,} training examples, fewer than {most:,}.")
-        for model in part.models:
-            shape = GPT2.from_pretrained(study.models.get(model, model)).config
-            for contender in (study.contenders[name] for name in part.contenders):
-                if contender.method not in (*BARE, LINEAR_PROBE):
-                    for size in part.sizes:
-                        method_of(contender, 0, size, shape)
+JUDGE_FOLDER, SCRATCH_FOLDER = "judge", "scratch"
+NOTHING = {"trainable": 0, "kept": 0, "seconds": 0.0, "tokens": 0}
+"""What an untrained contender takes."""
 
 
 class Performer:
@@ -103,52 +70,63 @@ class Performer:
         return row
 
     def _bare(self, run: Run, method: str, sealed: SealedTask) -> Row:
-        test = sealed.unseal(lambda: self.is_closed(run))
-        task = replace(sealed.open, splits={**sealed.open.splits, "train": self._some(run, sealed.open)})
-        dev, score, found, prompt = Untrained(self._model(run.model, "float32"), task, method).on_dev_and(test)
+        task, model = self._task_of(run, sealed), self._model(run.model, "float32")
+        if not task.labels:
+            tuned = attach(model, HardPrompt("{text}" + task.joint))
+            dev = evaluate(tuned, self._encoder(tuned, task, run), task.splits["dev"]).score
+            return {"dev": dev, **NOTHING, "bytes": 0, **self._test(tuned, task, self._unsealed(run, sealed), run)}
+        untrained = Untrained(model, task, method)  # dev chooses here
+        on_dev = untrained.score(task.splits["dev"], untrained.answers(task.splits["dev"]))
+        test = self._unsealed(run, sealed)
+        answers = untrained.answers(test)
         offsets = BYTES * len(task.labels) if method == CALIBRATED else 0
         return {
-            "dev": dev.accuracy if task.labels else dev.score,
-            "trainable": 0,
-            "kept": 0,
-            "bytes": len((prompt or "").encode()) + offsets,
-            "seconds": 0.0,
-            "prompt": prompt,
-            "tokens": 0,
-            "test": _told(score),
-            **_right(task, test, found),
+            "dev": on_dev.accuracy,
+            **NOTHING,
+            "bytes": len(untrained.prompt.encode()) + offsets,
+            "prompt": untrained.prompt or None,
+            "test": _scores(untrained.score(test, answers)),
+            "right": _right(task, test, answers),
         }
 
     def _probe(self, run: Run, sealed: SealedTask) -> Row:
-        task = replace(sealed.open, splits={**sealed.open.splits, "train": self._some(run, sealed.open)})
-        trial = self.study.contenders[run.contender].trials[run.trial]
-        started = time.process_time()
-        probe = LinearProbe(self._model(run.model, "float32"), task, trial["pool"])
-        asked = self._config(run)
-        settings = TrainConfig(
-            asked.steps, float(trial["lr"]), asked.batch_size, eval_every=asked.eval_every, seed=run.seed
+        contender, task, asked = self.study.contenders[run.contender], self._task_of(run, sealed), self._config(run)
+        model = self._model(run.model, "float32")
+        settings = {**contender.settings, **contender.trials[run.trial]}
+        measured, started = forget_peak(), time.process_time()
+        probe = LinearProbe(model, task, settings["pool"], asked.room)
+        config = TrainConfig(
+            asked.steps, float(settings["lr"]), asked.batch_size, eval_every=asked.eval_every, seed=run.seed
         )
-        with tempfile.TemporaryDirectory() as out:
-            result = probe.fit(settings, Path(out))
+        with self._scratch() as out:
+            result = probe.fit(config, Path(out))
             curve = _curve(out)
         kept = sum(parameter.numel() for parameter in probe.layer.parameters())
-        row = {"dev": result.best_score, "best_step": result.best_step, "dev_curve": curve, "settings": dict(trial)}
-        row |= {"trainable": kept, "kept": kept, "bytes": BYTES * kept}
-        row["seconds"] = round(time.process_time() - started, 2)
+        row = {
+            "dev": result.best_score,
+            "best_step": result.best_step,
+            "dev_curve": curve,
+            "settings": settings,
+            "trainable": kept,
+            "kept": kept,
+            "bytes": BYTES * kept,
+            "tokens": probe.tokens(config),
+            "seconds": round(time.process_time() - started, 2),
+            "peak_bytes": peak_bytes() if measured else None,
+        }
         if run.stage == FINAL:
-            test = sealed.unseal(lambda: self.is_closed(run))
-            found = probe.answer(test)
-            row |= {"test": _told(score_labels(probe.encoder, test, found)), **_right(task, test, found)}
+            test = self._unsealed(run, sealed)
+            answers = probe.answer(test)
+            score = score_labels(probe.encoder, test, answers)
+            row |= {"test": _scores(score), "right": _right(task, test, answers)}
         return row
 
     def _tuned(self, run: Run, sealed: SealedTask) -> Row:
-        contender = self.study.contenders[run.contender]
-        task = replace(sealed.open, splits={**sealed.open.splits, "train": self._some(run, sealed.open)})
-        shape = self._model(run.model, "float32").config
-        method = method_of(contender, run.trial, run.size, shape)
+        contender, task = self.study.contenders[run.contender], self._task_of(run, sealed)
+        method = method_of(contender, run.trial, run.size, self._model(run.model, self.study.dtype).config)
         model = self._base(run.model, method)
         measured, started = forget_peak(), time.process_time()
-        with tempfile.TemporaryDirectory() as out:
+        with self._scratch() as out:
             tuned, result = tune(model, method, task, self._config(run), out)
             curve, report = _curve(out), json.loads((Path(out) / REPORT_FILE).read_text(encoding="utf-8"))
         row = {
@@ -164,22 +142,37 @@ class Performer:
             "peak_bytes": peak_bytes() if measured else None,
         }
         if run.stage == FINAL:
-            row |= self._test(tuned, task, sealed.unseal(lambda: self.is_closed(run)), run)
+            row |= self._test(tuned, task, self._unsealed(run, sealed), run)
         tuned.detach()
         return row
 
     def _test(self, tuned: Tuned, task: Task, examples: Sequence[Example], run: Run) -> Row:
-        encoder = encoder_for(tuned, task, truncate=True)
+        encoder = self._encoder(tuned, task, run)
         if task.labels:
-            found = label_log_likelihoods(tuned, encoder, examples)
-            return {"test": _told(score_labels(encoder, examples, found)), **_right(task, examples, found)}
-        told = _told(evaluate(tuned, encoder, examples))
-        if run.task == "e2e":
-            told |= tell(tuned, task, examples)
-        if run.task in STEERED:
-            judge = judge_in(self.folder / "judge", GPT2.from_pretrained(JUDGE))
-            told |= steer(tuned, judge, run.task, run.seed)
-        return {"test": told}
+            answers = label_log_likelihoods(tuned, encoder, examples)
+            score = score_labels(encoder, examples, answers)
+            return {"test": _scores(score), "right": _right(task, examples, answers)}
+        found = _scores(evaluate(tuned, encoder, examples))
+        if is_told(self.study, run.task):
+            found |= tell(writer_of(tuned), encoder, examples)
+        if is_steered(self.study, run.task):
+            found |= steer(writer_of(tuned), tuned.base, judge_in(self.folder / JUDGE_FOLDER), run.task, run.seed)
+        return {"test": {what: None if value is None else number_or_none(value) for what, value in found.items()}}
+
+    def _unsealed(self, run: Run, sealed: SealedTask) -> tuple[Example, ...]:
+        return sealed.unseal(lambda: self.is_closed(run))
+
+    def _scratch(self) -> tempfile.TemporaryDirectory[str]:
+        """A folder for what training writes; `compete` clears away what a run that was stopped left in there."""
+        (self.folder / SCRATCH_FOLDER).mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(dir=self.folder / SCRATCH_FOLDER)
+
+    def _encoder(self, tuned: Tuned, task: Task, run: Run) -> Encoder:
+        return encoder_for(tuned, task, truncate=True, room=self._room(run))
+
+    def _room(self, run: Run) -> int:
+        """As many positions for a text as every contender of the part has, so that all read the same."""
+        return room_of(self.study, self.study.part(run.part), self._model(run.model, self.study.dtype).config)
 
     def _config(self, run: Run) -> TuneConfig:
         trial = self.study.contenders[run.contender].trials[run.trial]
@@ -192,7 +185,12 @@ class Performer:
             save_seconds=math.inf,
             seed=run.seed,
             truncate=True,
+            room=self._room(run),
         )
+
+    def _task_of(self, run: Run, sealed: SealedTask) -> Task:
+        """The open part of a task, with the training examples of a run."""
+        return replace(sealed.open, splits={**sealed.open.splits, "train": self._some(run, sealed.open)})
 
     def _some(self, run: Run, task: Task) -> tuple[Example, ...]:
         """All training examples, or so many of them, each label in its share, drawn by the run's seed."""
@@ -219,26 +217,13 @@ def _curve(out: str) -> list[tuple[int, float, float]]:
     return [(row["step"], round(row["score"], 5), round(row["dev_loss"], 4)) for row in rows]
 
 
-def _told(score: Score) -> dict[str, float | None]:
+def _scores(score: Score) -> dict[str, float | None]:
     if not math.isnan(score.accuracy):
         return {"accuracy": score.accuracy, "loss": number_or_none(score.loss)}
-    return {"perplexity": number_or_none(perplexity_of(score.loss)), "loss": score.loss}
+    return {"perplexity": number_or_none(perplexity_of(score.loss)), "loss": number_or_none(score.loss)}
 
 
-def _right(task: Task, examples: Sequence[Example], found: Float[Tensor, "N labels"] | None) -> dict[str, Any]:
-    """Which test examples were answered right, in their order, as bits; for tests that pair two contenders."""
-    if found is None:
-        return {}
-    answers = torch.tensor([task.labels.index(example.target) for example in examples])
-    return {"right": pack(found.argmax(dim=1) == answers)}
-
-
-def pack(bits: Bool[Tensor, "N"]) -> str:
-    """Yes or no of each example, as text; `unpack` reads it."""
-    return f"{len(bits)}:{base64.b64encode(np.packbits(bits.numpy()).tobytes()).decode()}"
-
-
-def unpack(text: str) -> np.ndarray:
-    """The bits that `pack` wrote, as 0 and 1."""
-    number, _, packed = text.partition(":")
-    return np.unpackbits(np.frombuffer(base64.b64decode(packed), dtype=np.uint8))[: int(number)]
+def _right(task: Task, examples: Sequence[Example], answers: Float[Tensor, "N labels"]) -> str:
+    """Which test examples were answered right, in their order; for tests that pair two contenders."""
+    wanted = torch.tensor([task.labels.index(example.target) for example in examples])
+    return pack(answers.argmax(dim=1) == wanted)

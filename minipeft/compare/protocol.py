@@ -1,7 +1,8 @@
 """A study as a file: read from TOML and checked, and kept as JSON beside its results to say how they came about."""
 
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,26 @@ else:
 
 ALL = "all"
 """Of the examples, in a file; TOML has no null."""
+SIZE = re.compile(r"(length|numbers)=[1-9]\d*")
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+ELEMENTS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "tasks": (_is_name, "names"),
+    "models": (_is_name, "names"),
+    "contenders": (_is_name, "names"),
+    "examples": (lambda one: one is None or _is_whole(one, 2), f'whole numbers from 2 on, or "{ALL}"'),
+    "sizes": (lambda one: one is None or (_is_name(one) and bool(SIZE.fullmatch(one))), '"length=N" or "numbers=N"'),
+    "seeds": (lambda one: _is_whole(one, 0), "whole numbers from 0 on"),
+}
+"""What stands in the lists of a part."""
 
 
 def read_study(path: str | Path) -> Study:
@@ -37,8 +58,11 @@ def study_of(told: Mapping[str, Any]) -> Study:
     """The study that a table of settings describes. The usual contenders need not be told. Raises StudyError."""
     told = dict(told)
     parts = [_part(one) for one in _tables("parts", told.pop("parts", []))]
-    sources = {name: Source(**_checked(Source, f"task {name}", one)) for name, one in told.pop("tasks", {}).items()}
-    own = {name: _contender(name, one) for name, one in told.pop("contenders", {}).items()}
+    sources = {name: Source(**_checked(Source, f"task {name}", one)) for name, one in _named(told, "tasks").items()}
+    own = {name: _contender(name, one) for name, one in _named(told, "contenders").items()}
+    models = told.get("models", {})
+    if not isinstance(models, dict) or not all(isinstance(place, str) for place in models.values()):
+        raise StudyError("models must be a table, [models], of names and folders.")
     wanted = {name: part for part in parts for name in part.contenders}
     known = {**USUAL, **own}
     if unknown := [name for name in wanted if name not in known]:
@@ -67,6 +91,14 @@ def told_of(study: Study) -> dict[str, Any]:
     return {**plain, "parts": parts, "models": dict(study.models), "contenders": contenders, "tasks": sources}
 
 
+def _named(told: dict[str, Any], name: str) -> dict[str, dict[str, Any]]:
+    """A table of tables, taken out of what is told."""
+    value = told.pop(name, {})
+    if not isinstance(value, dict) or not all(isinstance(one, dict) for one in value.values()):
+        raise StudyError(f"{name} must be tables, such as [{name}.NAME].")
+    return value
+
+
 def _tables(name: str, value: object) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
         raise StudyError(f"{name} must be tables, [[{name}]].")
@@ -76,10 +108,10 @@ def _tables(name: str, value: object) -> list[dict[str, Any]]:
 def _part(told: dict[str, Any]) -> Part:
     where = f"part {told.get('name', '')}".strip()
     found = _checked(Part, where, told)
-    if "examples" in found:
-        found["examples"] = tuple(None if number == ALL else number for number in found["examples"])
-        if wrong := [one for one in found["examples"] if one is not None and (not isinstance(one, int) or one < 2)]:
-            raise StudyError(f'{where}: examples are whole numbers from 2 on, or "all"; one is {wrong[0]!r}.')
+    found["examples"] = tuple(None if number == ALL else number for number in found.get("examples", (ALL,)))
+    for name, (right, wanted) in ELEMENTS.items():
+        if wrong := [value for value in found.get(name, ()) if not right(value)]:
+            raise StudyError(f"{where}: {name} are {wanted}; one is {wrong[0]!r}.")
     return Part(**found)
 
 
@@ -103,8 +135,6 @@ def _checked(kind: Any, where: str, told: Mapping[str, Any]) -> dict[str, Any]:
                 "a list" if many else {"str": "text", "int": "a whole number"}.get(declared.split(" | ")[0], declared)
             )
             raise StudyError(f"{where}: {name} must be {what}, got {value!r}.")
-        if declared == "int" and value < (0 if name.endswith("seed") else 1):
-            raise StudyError(f"{where}: {name} must be at least 1, got {value}.")
         found[name] = tuple(value) if many else value
     needed = [one.name for one in fields(kind) if one.default is one.default_factory]  # both are MISSING
     if missing := [name for name in needed if name not in found]:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minipeft.compare.results import RESULTS_FILE, Results, Row
+import numpy as np
+
+from minipeft.compare.results import RESULTS_FILE, Results, Row, unpack
 from minipeft.compare.statistics import Difference, Mean, differences, mean_of
-from minipeft.compare.study import FINAL, SWEEP, Part, Study
+from minipeft.compare.study import FINAL, SWEEP, Part, Study, StudyError
 from minipeft.compare.tables import axis_told, called, chosen, dev_told, mean_told, p_told, plain, start_of, table
 from minipeft.files import write_atomically
 
@@ -27,19 +29,20 @@ CROSSED = ("task", "model", "contender", "examples", "size")
 
 @dataclass(frozen=True)
 class Cell:
-    """One contender on one task, model, size and number of examples: the test scores of its seeds, and what it cost."""
+    """One contender on one task, model, size and number of examples: the test scores of its seeds, and what it cost.
+
+    measure: by what it is judged, the same for all contenders on a task.
+    """
 
     task: str
     model: str
     contender: str
     examples: int | None
     size: str | None
+    measure: str
     rows: tuple[Row, ...]
-
-    @property
-    def measure(self) -> str:
-        """By what it is judged."""
-        return next(name for name in MEASURES if self.rows[0]["test"].get(name) is not None)
+    diverged: int
+    """How many of its runs have no score."""
 
     def scores(self, measure: str | None = None) -> list[float]:
         """A measure of each seed, as tables show it."""
@@ -55,41 +58,60 @@ class Cell:
         """The mean over seeds of a cost: kept, trainable, bytes, seconds, tokens, peak_bytes."""
         return sum(row.get(what) or 0 for row in self.rows) / len(self.rows)
 
+    def told(self, numbers: bool = False) -> str:
+        """Mean and interval, what is missing from them, and the numbers kept if they are asked for."""
+        lost = f" ({self.diverged} of {self.diverged + len(self.rows)} diverged)" if self.diverged else ""
+        return mean_told(self.mean) + lost + (f" ({self.of('kept'):,.0f})" if numbers else "")
+
 
 class Report:
     """A study and the rows that it has so far."""
 
     def __init__(self, study: Study, results: Results) -> None:
         self.study = study
-        self._rows = {part.name: list(results.of(study, part)) for part in study.parts}
-        self._missing = {
-            part.name: sum(1 for run in study.sweep(part) if study.key(run) not in results.rows) for part in study.parts
-        }
+        self._found = {part.name: list(results.of(study, part)) for part in study.parts}
+        """Of each part its runs with their rows."""
+        self._missing = {part.name: results.missing(study, part) for part in study.parts}
 
     def rows(self, part: str, stage: str | None = None) -> list[Row]:
         """The rows of a part, of one stage or both."""
-        return [row for row in self._rows[part] if stage in (None, row["stage"])]
+        return [row for run, row in self._found[part] if stage in (None, run.stage)]
 
     def cells(self, part: str, **wanted: Any) -> list[Cell]:
         """The cells of a part that have been tested, in the order of the study, those with the `wanted` values."""
         found: dict[tuple[Any, ...], list[Row]] = {}
         for row in self.rows(part, FINAL):
-            if row["diverged"] is None and all(row[name] == value for name, value in wanted.items()):
+            if all(row[name] == value for name, value in wanted.items()):
                 found.setdefault(tuple(row[name] for name in CROSSED), []).append(row)
-        return [Cell(rows=tuple(rows), **dict(zip(CROSSED, key, strict=True))) for key, rows in found.items()]
+        cells = []
+        for key, rows in found.items():
+            whole = tuple(row for row in rows if row["diverged"] is None)
+            if whole:
+                of = dict(zip(CROSSED, key, strict=True))
+                measure = self.measure(part, of["task"])
+                cells.append(Cell(**of, measure=measure, rows=whole, diverged=len(rows) - len(whole)))
+        return cells
+
+    def measure(self, part: str, task: str) -> str:
+        """By what contenders on a task are judged: the first of `MEASURES` that all of their tests have."""
+        tests = [row["test"] for row in self.rows(part, FINAL) if row["task"] == task and row["diverged"] is None]
+        shared = (name for name in MEASURES if all(test.get(name) is not None for test in tests))
+        return next(shared, "accuracy")
 
     def main_table(self, part: str) -> str:
         """A row per contender, a column per task and model: mean and 95 % interval over seeds; then what one costs."""
         cells = {(cell.contender, cell.task, cell.model): cell for cell in self.cells(part)}
         told = self.study.part(part)
         columns = [(task, model) for model in told.models for task in told.tasks]
-        head = ["method", *(f"{task}, {model}" for task, model in columns), *(f"numbers, {m}" for m in told.models)]
+        units = {task: MEASURES[self.measure(part, task)][0] for task in told.tasks}
+        heads = [f"{task}, {model}: {units[task]}" for task, model in columns]
+        head = ["method", *heads, *(f"numbers, {model}" for model in told.models)]
         rows = []
         for name in told.contenders:
             own = [cells.get((name, *column)) for column in columns]
             kept = [next((c for c in own if c and c.model == model), None) for model in told.models]
             numbers = ["" if cell is None else f"{cell.of('kept'):,.0f}" for cell in kept]
-            rows.append([called(name), *map(_cell, own), *numbers])
+            rows.append([called(name), *(cell.told() if cell else "" for cell in own), *numbers])
         return table(head, rows, right=len(head) - 1)
 
     def cost_table(self, part: str, task: str, model: str) -> str:
@@ -103,7 +125,7 @@ class Report:
             rows.append(
                 [
                     called(cell.contender),
-                    _cell(cell),
+                    cell.told(),
                     f"{cell.of('trainable'):,.0f}",
                     f"{cell.of('kept'):,.0f}",
                     f"{cell.of('bytes'):,.0f}",
@@ -114,26 +136,51 @@ class Report:
             )
         return table(head, rows, right=7)
 
-    def curve_table(self, part: str, axis: str) -> str:
-        """A row per contender, a column per value of "size" or "examples"."""
+    def curve_table(self, part: str, axis: str, task: str, model: str) -> str:
+        """A row per contender, a column per value of "size" or "examples", on one task and model."""
         told = self.study.part(part)
         values: Sequence[Any] = told.sizes if axis == "size" else told.examples
-        head = ["method", *(axis_told(value) for value in values)]
+        head = [f"{task}, {model}: {MEASURES[self.measure(part, task)][0]}", *map(axis_told, values)]
         rows = []
         for name in told.contenders:
-            cells = {getattr(cell, axis): cell for cell in self.cells(part, contender=name)}
-            rows.append([called(name), *(_cell(cells.get(value), numbers=axis == "size") for value in values)])
+            cells = {getattr(c, axis): c for c in self.cells(part, task=task, model=model, contender=name)}
+            own = (cells.get(value) for value in values)
+            rows.append([called(name), *(cell.told(numbers=axis == "size") if cell else "" for cell in own)])
         return table(head, rows, right=len(values))
 
     def paired(self, part: str, pairs: Sequence[tuple[str, str]], **wanted: Any) -> list[Difference]:
-        """Differences of pairs of contenders over all tasks, models and seeds of a part that both were tested on."""
+        """Differences of pairs of contenders over the tasks, models and seeds of a part that both were tested on.
+
+        What is not trained has one score, which stands for every seed. Raises StudyError where tasks are judged by
+        measures of which more is better for one and less for another.
+        """
+        cells = self.cells(part, **wanted)
+        better = {MEASURES[cell.measure][2] for cell in cells}
+        if len(better) > 1:
+            raise StudyError(f"part {part}: its tasks are judged in ways that cannot be averaged.")
         scores: dict[str, dict[object, float]] = {}
-        better = True
-        for cell in self.cells(part, **wanted):
-            better = MEASURES[cell.measure][2]
-            for row, score in zip(cell.rows, cell.scores(), strict=True):
-                scores.setdefault(cell.contender, {})[cell.task, cell.model, row["seed"]] = score
-        return differences(scores, pairs, better)
+        for cell in cells:
+            own = dict(zip((row["seed"] for row in cell.rows), cell.scores(), strict=True))
+            if not self.study.contenders[cell.contender].trials:
+                own = dict.fromkeys(self.study.part(part).seeds, next(iter(own.values())))
+            of_contender = scores.setdefault(cell.contender, {})
+            for seed, score in own.items():
+                of_contender[cell.task, cell.model, seed] = score
+        return differences(scores, pairs, better != {False})
+
+    def paired_over_examples(self, part: str, one: str, other: str, task: str, model: str) -> Mean | None:
+        """By how many points `one` is right more often than `other`, example by example, each a mean over seeds.
+
+        The interval is over test examples: another test set might say otherwise. None where either was not tested.
+        """
+        right = []
+        for name in (one, other):
+            cells = self.cells(part, task=task, model=model, contender=name)
+            bits = [unpack(row["right"]) for row in cells[0].rows if "right" in row] if cells else []
+            if not bits:
+                return None
+            right.append([100 * float(share) for share in np.mean(bits, axis=0)])
+        return mean_of([own - others for own, others in zip(*right, strict=True)])
 
     def paired_table(self, part: str, pairs: Sequence[tuple[str, str]], **wanted: Any) -> str:
         """The same, as a table."""
@@ -156,24 +203,26 @@ class Report:
         grid = self.grid(part, task, model, contender)
         rates = sorted({rate for _, rate in grid})
         starts = list(dict.fromkeys(start for start, _ in grid))
-        rows = [[start, *(dev_told(grid.get((start, rate))) for rate in rates)] for start in starts]
+        rows = [
+            [start, *(dev_told(grid[start, rate]) if (start, rate) in grid else "" for rate in rates)]
+            for start in starts
+        ]
         return table(["start", *(f"{rate:g}" for rate in rates)], rows, right=len(rates))
 
     def grid(self, part: str, task: str, model: str, contender: str) -> dict[tuple[str, float], float | None]:
-        """Dev score by start and learning rate; None where training diverged."""
+        """Dev score by start and learning rate of the trials that were run; None where training diverged."""
         found = {}
-        for row in self.rows(part, SWEEP):
-            if (row["task"], row["model"], row["contender"]) == (task, model, contender):
-                trial = self.study.contenders[contender].trials[row["trial"]]
+        for run, row in self._found[part]:
+            if run.stage == SWEEP and (run.task, run.model, run.contender) == (task, model, contender):
+                trial = self.study.contenders[contender].trials[run.trial]
                 found[start_of(trial), float(trial["lr"])] = row["dev"]
         return found
 
     def unfinished(self) -> Iterator[str]:
         """A line for each part that is not whole."""
-        for part in self.study.parts:
-            wanted = len(list(self.study.sweep(part)))
-            if self._missing[part.name]:
-                yield f"{part.name}: {wanted - self._missing[part.name]} of {wanted} runs of the sweep are done."
+        for name, missing in self._missing.items():
+            if missing:
+                yield f"{name}: {missing} runs are not done yet."
 
     def whole(self, part: Part) -> list[str]:
         """The tables that fit the shape of a part, each under a heading."""
@@ -185,10 +234,11 @@ class Report:
                 for task in part.tasks
                 for model in part.models
             ]
-        if part.seeds and len(part.sizes) > 1:
-            found.append(self.curve_table(part.name, "size"))
-        if part.seeds and len(part.examples) > 1:
-            found.append(self.curve_table(part.name, "examples"))
+        for axis, values in (("size", part.sizes), ("examples", part.examples)):
+            if part.seeds and len(values) > 1:
+                found += [
+                    self.curve_table(part.name, axis, task, model) for task in part.tasks for model in part.models
+                ]
         if not part.seeds:
             found += [
                 f"{called(name)}, {task}, {model}:\n\n{self.sweep_table(part.name, task, model, name)}"
@@ -197,12 +247,6 @@ class Report:
                 for name in part.contenders
             ]
         return found
-
-
-def _cell(cell: Cell | None, numbers: bool = False) -> str:
-    if cell is None:
-        return ""
-    return mean_told(cell.mean) + (f" ({cell.of('kept'):,.0f})" if numbers else "")
 
 
 def markdown(report: Report) -> str:

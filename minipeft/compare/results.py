@@ -1,5 +1,6 @@
 """What a study has found so far: one JSON line for each run, appended as it ends, and one that closes each sweep."""
 
+import base64
 import json
 import math
 import os
@@ -8,9 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
+from jaxtyping import Bool
+from torch import Tensor
 
-from minipeft.compare.study import Group, Part, Study, StudyError
+from minipeft.compare.study import Group, Part, Run, Study, StudyError, crossed
 
 RESULTS_FILE = "results.jsonl"
 Row = dict[str, Any]
@@ -37,10 +41,20 @@ class Results:
             os.fsync(file.fileno())
         self._take(row)
 
-    def of(self, study: Study, part: Part) -> Iterator[Row]:
-        """The rows of a part that were found by the rules that the study has now, sweep and finals."""
-        runs = [*study.sweep(part), *study.finals(part, self.choices(study, part))]
-        yield from (self.rows[key] for key in map(study.key, runs) if key in self.rows)
+    def of(self, study: Study, part: Part) -> Iterator[tuple[Run, Row]]:
+        """The runs of a part, sweep and finals, that have a row found by the rules that the study has now."""
+        for run in (*study.sweep(part), *study.finals(part, self.choices(study, part))):
+            if (key := study.key(run)) in self.rows:
+                yield run, self.rows[key]
+
+    def missing(self, study: Study, part: Part) -> int:
+        """How many runs of a part have no row; before its choice is made, every one that is to see test."""
+        sweep = sum(study.key(run) not in self.rows for run in study.sweep(part))
+        if not self.is_closed(study, part):
+            trained = [bool(study.contenders[name].trials) for _, _, name, _, _ in crossed(part)]
+            return sweep + sum(len(part.seeds) if own else min(1, len(part.seeds)) for own in trained)
+        finals = study.finals(part, self.choices(study, part))
+        return sweep + sum(study.key(run) not in self.rows for run in finals)
 
     def is_closed(self, study: Study, part: Part) -> bool:
         """Whether the part's choice was made, of just the trials that the study has now."""
@@ -52,12 +66,12 @@ class Results:
         sweep = _sweep_of(study, part)
         if missing := [key for key in sweep if key not in self.rows]:
             raise StudyError(f"part {part.name}: {len(missing)} runs of the sweep are missing, so it cannot be closed.")
-        best: dict[Group, Row] = {}
+        best: dict[Group, tuple[int, float]] = {}
         for run in study.sweep(part):
-            row = self.rows[study.key(run)]
-            if row["dev"] is not None and (run.group not in best or row["dev"] > best[run.group]["dev"]):
-                best[run.group] = row
-        chosen = [{"group": list(group), "trial": row["trial"], "dev": row["dev"]} for group, row in best.items()]
+            dev = self.rows[study.key(run)]["dev"]
+            if dev is not None and (run.group not in best or dev > best[run.group][1]):
+                best[run.group] = run.trial, dev  # the trial's place in the study as it is now
+        chosen = [{"group": list(group), "trial": trial, "dev": dev} for group, (trial, dev) in best.items()]
         self.append({"closed": part.name, "sweep": sweep, "chosen": chosen})
 
     def choices(self, study: Study, part: Part) -> dict[Group, int]:
@@ -90,6 +104,17 @@ def alone(folder: Path) -> Iterator[None]:
 def number_or_none(value: float) -> float | None:
     """JSON has no NaN."""
     return value if math.isfinite(value) else None
+
+
+def pack(bits: Bool[Tensor, "N"]) -> str:
+    """Yes or no of each example, as text; `unpack` reads it."""
+    return f"{len(bits)}:{base64.b64encode(np.packbits(bits.numpy()).tobytes()).decode()}"
+
+
+def unpack(text: str) -> np.ndarray:
+    """The bits that `pack` wrote, as 0 and 1."""
+    number, _, packed = text.partition(":")
+    return np.unpackbits(np.frombuffer(base64.b64decode(packed), dtype=np.uint8))[: int(number)]
 
 
 def _sweep_of(study: Study, part: Part) -> list[str]:

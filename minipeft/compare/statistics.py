@@ -43,8 +43,9 @@ def differences(
 ) -> list[Difference]:
     """Each pair over the runs that both have: same task, model and seed, and so the same batches.
 
-    The test is Student's for paired values; with all pairs asked at once p is corrected (Holm 1979). A pair without
-    two runs in common is left out.
+    The test is Student's for paired values; with all pairs asked at once p is corrected (Holm 1979). Seeds of one task
+    are pairs like those of different tasks, so what is tested holds of these tasks, not of tasks in general. A pair
+    without two runs in common is left out; p is NaN, not defined, where all differences are the same.
     """
     found: list[tuple[str, str, Mean, float]] = []
     for one, other in pairs:
@@ -53,21 +54,31 @@ def differences(
         gains = gains if higher_is_better else [-gain for gain in gains]
         if len(gains) > 1:
             mean = mean_of(gains)
-            same = max(gains) == min(gains)  # no spread, so that t is not defined
-            p = (1.0 if mean.value == 0 else 0.0) if same else float(_stats().ttest_1samp(gains, 0.0).pvalue)
+            spread = max(gains) > min(gains)
+            p = float(_stats().ttest_1samp(gains, 0.0).pvalue) if spread else math.nan
             found.append((one, other, mean, p))
-    adjusted = holm([p for _, _, _, p in found])
+    adjusted = holm([p for _, _, _, p in found], len(pairs))
     return [Difference(*row, adjusted=own) for row, own in zip(found, adjusted, strict=True)]
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """The p values so corrected that the chance of any false alarm among them stays what each one says."""
-    order = sorted(range(len(p_values)), key=lambda place: p_values[place])
+def holm(p_values: Sequence[float], asked: int | None = None) -> list[float]:
+    """The p values so corrected that the chance of any false alarm among them stays what each one says.
+
+    `asked`: for how many, if more were asked about than have a p.
+    """
+    order = sorted(range(len(p_values)), key=lambda place: (math.isnan(p_values[place]), p_values[place]))
     adjusted, highest = [0.0] * len(p_values), 0.0
     for rank, place in enumerate(order):
-        highest = max(highest, min(1.0, (len(order) - rank) * p_values[place]))
-        adjusted[place] = highest
+        own = p_values[place]
+        if not math.isnan(own):
+            highest = max(highest, min(1.0, ((asked or len(order)) - rank) * own))
+        adjusted[place] = own if math.isnan(own) else highest
     return adjusted
+
+
+def check_statistics() -> None:
+    """Raise ValueError where scipy is not installed."""
+    _stats()
 
 
 def _stats():  # type: ignore[no-untyped-def]

@@ -63,6 +63,30 @@ class Part:
     steps: int | None = None
     """Instead of the study's."""
 
+    def __post_init__(self) -> None:
+        for name in ("tasks", "models", "contenders", "examples", "sizes", "seeds"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise StudyError(f"part {self.name}: {name} has something twice.")
+            if not values and name != "seeds":
+                raise StudyError(f"part {self.name}: there are no {name}.")
+        if self.steps is not None and self.steps < 1:
+            raise StudyError(f"part {self.name}: steps must be at least 1, got {self.steps}.")
+        if len(self.sizes) > 1 and len(self.examples) > 1:
+            raise StudyError(f"part {self.name}: it varies sizes and examples; make two parts of it.")
+
+    def check_chooser(self, chooser: "Part") -> None:
+        """Raise StudyError unless `chooser` chooses for all that this part crosses."""
+        if chooser.chosen_by is not None or None not in chooser.examples or None not in chooser.sizes:
+            raise StudyError(
+                f"part {self.name}: {chooser.name} chooses nothing for all examples at each contender's own size."
+            )
+        for name in ("tasks", "models", "contenders"):
+            if missing := [one for one in getattr(self, name) if one not in getattr(chooser, name)]:
+                raise StudyError(
+                    f"part {self.name}: {chooser.name}, which chooses, has no {missing[0]!r} among its {name}."
+                )
+
 
 @dataclass(frozen=True)
 class Run:
@@ -110,6 +134,9 @@ class Study:
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "bfloat16", "float16"):
             raise StudyError(f"dtype is {self.dtype!r}; it can be float32, bfloat16 or float16.")
+        for name, least in (("steps", 1), ("batch_size", 1), ("eval_every", 1), ("sweep_seed", 0)):
+            if getattr(self, name) < least:
+                raise StudyError(f"{name} must be at least {least}, got {getattr(self, name)}.")
         names = [part.name for part in self.parts]
         if not names or len(set(names)) < len(names):
             raise StudyError("a study needs at least one part, and no two of the same name.")
@@ -120,6 +147,8 @@ class Study:
                 raise StudyError(f"part {part.name}: every contender must have as many trials, but there are {told}.")
             if part.chosen_by is not None and part.chosen_by not in names[:number]:
                 raise StudyError(f"part {part.name}: chosen_by is {part.chosen_by!r}, which is no part before it.")
+            if part.chosen_by is not None:
+                part.check_chooser(self.part(part.chosen_by))
             if self.sweep_seed in part.seeds:
                 raise StudyError(f"part {part.name}: seed {self.sweep_seed} is the sweep's; finals need fresh ones.")
 
@@ -133,13 +162,13 @@ class Study:
 
     def sweep(self, part: Part) -> Iterator[Run]:
         """All trials of a part; none where another part's choices are taken over."""
-        for task, model, name, examples, size in [] if part.chosen_by else _crossed(part):
+        for task, model, name, examples, size in [] if part.chosen_by else crossed(part):
             for trial in range(len(self.contenders[name].trials)):
                 yield Run(SWEEP, part.name, task, model, name, examples, size, self.sweep_seed, trial)
 
     def finals(self, part: Part, chosen: Mapping[Group, int]) -> Iterator[Run]:
         """The runs of a part that see test, with the trials that were chosen; an untrained contender has one run."""
-        for task, model, name, examples, size in _crossed(part):
+        for task, model, name, examples, size in crossed(part):
             bare = not self.contenders[name].trials
             trial = 0 if bare else chosen.get(self.chooser(part, task, model, name, examples, size))
             for seed in part.seeds[:1] if bare else part.seeds:
@@ -167,7 +196,7 @@ class Study:
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _crossed(part: Part) -> Iterator[tuple[str, str, str, int | None, str | None]]:
+def crossed(part: Part) -> Iterator[tuple[str, str, str, int | None, str | None]]:
     for task in part.tasks:
         for model in part.models:
             for name in part.contenders:

@@ -22,8 +22,8 @@ def called(contender: str) -> str:
 NAMES = {
     "majority": "commonest label",
     "zero_shot": "zero-shot prompt",
-    "best_prompt": "best of ten hard prompts",
-    "calibrated_prompt": "best of ten, calibrated",
+    "best_prompt": "best hard prompt",
+    "calibrated_prompt": "best hard prompt, calibrated",
     "prefix": "prefix, no MLP",
     "prefix_mlp": "prefix by MLP",
     "deep_prompt_text": "prefix from a text",
@@ -40,8 +40,7 @@ NAMES = {
 
 def start_of(trial: Mapping[str, Any]) -> str:
     """What a trial chooses beside its learning rate, in a few words."""
-    told = [str(value) for name, value in trial.items() if name != "lr"]
-    return ", ".join("a text" if one.startswith("text:") else one for one in told) or "usual"
+    return ", ".join(_start(value) for name, value in trial.items() if name != "lr") or "usual"
 
 
 def chosen(row: Row) -> str:
@@ -50,8 +49,7 @@ def chosen(row: Row) -> str:
     if not settings:
         return f"`{row['prompt']}`" if row.get("prompt") else ""
     start = settings.get("init") or settings.get("encoder") or settings.get("pool") or ""
-    start = "a text" if str(start).startswith("text:") else start
-    return f"{settings['lr']:g}" + (f", {start}" if start else "")
+    return f"{settings['lr']:g}" + (f", {_start(start)}" if start else "")
 
 
 def mean_told(mean: Mean) -> str:
@@ -73,6 +71,8 @@ def dev_told(score: float | None) -> str:
 
 def p_told(value: float) -> str:
     """A chance."""
+    if math.isnan(value):
+        return "not defined"
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
@@ -81,6 +81,12 @@ def plain(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _start(value: Any) -> str:
+    """A start, a text by its first words."""
+    text = str(value)
+    return f"“{' '.join(text.removeprefix('text:').split()[:3])} …”" if text.startswith("text:") else text
 
 
 def _line(cells: Sequence[str]) -> str:

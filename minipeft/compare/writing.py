@@ -1,34 +1,46 @@
 """What is measured on text that a model writes: overlap with what people wrote, variety, and what a judge calls it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from minipeft.evaluate import label_log_likelihoods
+from minipeft.generate import generate
 from minipeft.gpt2 import GPT2
-from minipeft.methods import FullFinetuning
+from minipeft.methods import FullFinetuning, HardPrompt
 from minipeft.sampling import Sampling
-from minipeft.tasks import Example, Task, open_task
+from minipeft.tasks import Encoder, Example, open_task
 from minipeft.tune import TuneConfig, encoder_for, tune
 from minipeft.tuned import Tuned, load
 
 BEAMS = 5
-MOST_TOKENS = 80
-"""Of a sentence about a restaurant; people's have 57 at most, by nano's tokenizer."""
+MOST_TOKENS = 100
+"""Of a sentence about a restaurant; people's have 98 at most, by nano's tokenizer."""
 OPENING = "It is a"
 WRITTEN = 200
+JUDGE = "nano"
+"""What a judge is finetuned from, whichever model writes."""
 JUDGE_SEED = 100
 AT_ONCE = 32
+Writer = Callable[[list[list[int]], Sampling], list[list[int]]]
+"""Goes on with rows of token ids."""
 
 
-def tell(tuned: Tuned, task: Task, examples: Sequence[Example]) -> dict[str, float]:
+def writer_of(tuned: Tuned) -> Writer:
+    """How a tuned model writes; behind a hard prompt, which is words of the rows already, the bare model."""
+    if not isinstance(tuned.method, HardPrompt):
+        return lambda rows, settings: _rows(tuned.generate_with(rows, settings))
+    return lambda rows, settings: _rows(generate(tuned.base, rows, settings))
+
+
+def tell(write: Writer, encoder: Encoder, examples: Sequence[Example]) -> dict[str, float]:
     """BLEU and ROUGE-L of what beam search writes for each input, against all texts that people wrote for it.
 
     Raises ValueError if sacrebleu or rouge-score is not installed.
     """
-    encoder = encoder_for(tuned, task, truncate=True)
     references: dict[str, list[str]] = {}
     asked: dict[str, list[int]] = {}
     for example in examples:
@@ -39,9 +51,9 @@ def tell(tuned: Tuned, task: Task, examples: Sequence[Example]) -> dict[str, flo
     told: list[str] = []
     for start in range(0, len(order), AT_ONCE):
         prompts = [asked[text] for text in order[start : start + AT_ONCE]]
-        for prompt, ids in zip(prompts, tuned.generate_with(prompts, settings), strict=True):
-            own = [int(token) for token in ids[len(prompt) :]]
-            told.append(tuned.base.tokenizer.decode([token for token in own if token != encoder.tokenizer.eot]).strip())
+        for prompt, ids in zip(prompts, write(prompts, settings), strict=True):
+            own = [token for token in ids[len(prompt) :] if token != encoder.tokenizer.eot]
+            told.append(encoder.tokenizer.decode(own).strip())
     return overlap(told, [references[text] for text in order])
 
 
@@ -50,11 +62,10 @@ def overlap(told: Sequence[str], references: Sequence[Sequence[str]]) -> dict[st
 
     Sources: Papineni et al. 2002, as sacrebleu computes it with its 13a tokens; Lin 2004, as rouge-score does.
     """
-    try:
-        from rouge_score.rouge_scorer import RougeScorer
-        from sacrebleu.metrics import BLEU
-    except ImportError:
-        raise ValueError('to score written text, install: pip install "minipeft[compare]"') from None
+    check_scorers()
+    from rouge_score.rouge_scorer import RougeScorer
+    from sacrebleu.metrics import BLEU
+
     most = max(map(len, references))
     streams: Any = [[own[place] if place < len(own) else None for own in references] for place in range(most)]
     scorer = RougeScorer(["rougeL"])
@@ -65,14 +76,21 @@ def overlap(told: Sequence[str], references: Sequence[Sequence[str]]) -> dict[st
     return {"bleu": BLEU().corpus_score(list(told), streams).score, "rouge_l": 100 * sum(rouge) / len(rouge)}
 
 
-def steer(tuned: Tuned, judge: Tuned, wanted: str, seed: int) -> dict[str, float]:
-    """How often a judge calls what a tuned model writes `wanted`, and how varied and likely it is.
+def check_scorers() -> None:
+    """Raise ValueError where a library that scores written text is not installed."""
+    if not all(find_spec(name) for name in ("rouge_score", "sacrebleu")):
+        raise ValueError('to score written text, install: pip install "minipeft[compare]"')
+
+
+def steer(write: Writer, base: GPT2, judge: Tuned, wanted: str, seed: int) -> dict[str, float]:
+    """How often a judge calls what is written `wanted`, and how varied and likely it is.
 
     distinct_n: different n-grams of words among all of them, in percent (Li et al. 2016); base_perplexity: what the
     bare model makes of the texts, so that a prompt that writes nonsense is seen to.
     """
-    sampling = Sampling(max_new_tokens=30, temperature=0.7, top_k=40, seed=seed)
-    texts = [str(text) for text in tuned.generate_with([OPENING] * WRITTEN, sampling)]
+    sampling = Sampling(max_new_tokens=30, temperature=0.7, top_k=40, seed=seed * WRITTEN)  # row i draws from seed + i
+    opening = base.tokenizer.encode(OPENING)
+    texts = [base.tokenizer.decode(ids) for ids in write([opening] * WRITTEN, sampling)]
     movie = open_task("movie")
     encoder = encoder_for(judge, movie, truncate=True)
     found = label_log_likelihoods(judge, encoder, [Example(text, wanted) for text in texts])
@@ -81,7 +99,7 @@ def steer(tuned: Tuned, judge: Tuned, wanted: str, seed: int) -> dict[str, float
         "as_wanted": 100 * float(said.float().mean()),
         "distinct_1": 100 * distinct(texts, 1),
         "distinct_2": 100 * distinct(texts, 2),
-        "base_perplexity": _perplexity(tuned.base, texts),
+        "base_perplexity": _perplexity(base, texts),
     }
 
 
@@ -91,12 +109,17 @@ def distinct(texts: Sequence[str], n: int) -> float:
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
-def judge_in(folder: Path, model: GPT2) -> Tuned:
+def judge_in(folder: Path) -> Tuned:
     """A classifier of movie reviews, all of its weights finetuned with a seed of its own; trained once, then read."""
+    model = GPT2.from_pretrained(JUDGE)
     if not (folder / "report.json").exists():
         config = TuneConfig(steps=400, batch_size=8, eval_every=200, seed=JUDGE_SEED, truncate=True)
         tune(model, FullFinetuning(), open_task("movie"), config, folder)[0].detach()
     return load(folder, model)
+
+
+def _rows(found: Iterable[Iterable[int]]) -> list[list[int]]:
+    return [[int(token) for token in row] for row in found]
 
 
 @torch.no_grad()
