@@ -1,0 +1,104 @@
+"""What each method makes of a frozen ResNet on new digits: `python recipes/vision.py`, about ten minutes of one core.
+
+Writes docs/results/vision.json. Five bases learn the digits 0 to 4, from seeds of their own, and are adapted to 5 to 9.
+Each method is trained at every rate of its grid from every seed; the rate is that of the best mean accuracy on the dev
+split, and only with that rate are the test images looked at, once. What is done already is read from --runs and kept.
+"""
+
+import argparse
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minipeft.files import write_atomically
+from minipeft.vision import (
+    FIRST,
+    SECOND,
+    ConvLoRA,
+    Full,
+    NormAndBias,
+    Probe,
+    ResidualAdapter,
+    ResNet,
+    Tuned,
+    VisualPrompt,
+    accuracy,
+    digits,
+    fit,
+    matched,
+)
+
+SEEDS, STEPS, BASE_RATE = range(5), 200, 3e-3
+METHODS: dict[str, tuple[Probe, tuple[float, ...]]] = {
+    "border, no new head": (VisualPrompt(), (0.03, 0.1, 0.3, 1.0)),
+    "linear probe": (Probe(), (0.03, 0.1, 0.3, 1.0)),
+    "border and head": (VisualPrompt(), (0.01, 0.03, 0.1, 0.3)),
+    "BatchNorm and head": (NormAndBias(), (0.01, 0.03, 0.1, 0.3)),
+    "LoRA, rank 1, and head": (ConvLoRA(rank=1), (0.003, 0.01, 0.03, 0.1)),
+    "LoRA, rank 4, and head": (ConvLoRA(rank=4, alpha=4.0), (0.003, 0.01, 0.03, 0.1)),
+    "residual adapters and head": (ResidualAdapter(), (0.001, 0.003, 0.01, 0.03)),
+    "everything": (Full(), (0.0003, 0.001, 0.003, 0.01)),
+}
+OLD_HEAD = "border, no new head"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("docs/results/vision.json"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/vision.jsonl"))
+    parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS), help="do only these now")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    options.runs.parent.mkdir(parents=True, exist_ok=True)
+    lines = options.runs.read_text(encoding="utf-8").splitlines() if options.runs.exists() else []
+    done = {(name, rate, seed): score for name, rate, seed, score in map(json.loads, lines)}
+    old, new = digits(FIRST), digits(SECOND)
+    bases = [ResNet(seed=seed) for seed in SEEDS]
+    for seed, base in zip(SEEDS, bases, strict=True):
+        fit(base, old["train"], STEPS, BASE_RATE, seed=seed)
+
+    def trained(name: str, rate: float, seed: int) -> Tuned:
+        classes = matched(bases[seed], new["train"]) if name == OLD_HEAD else len(SECOND)
+        tuned = Tuned(bases[seed], METHODS[name][0], classes, seed=seed)
+        fit(tuned, new["train"], STEPS, rate, seed=seed)
+        return tuned
+
+    for name in options.methods:
+        for rate in METHODS[name][1]:
+            for seed in SEEDS:
+                if (name, rate, seed) not in done:
+                    done[name, rate, seed] = accuracy(trained(name, rate, seed), new["dev"])
+                    with options.runs.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps([name, rate, seed, done[name, rate, seed]]) + "\n")
+                    print(name, rate, seed, f"{done[name, rate, seed]:.3f}", flush=True)
+    if any((name, rate, seed) not in done for name in METHODS for rate in METHODS[name][1] for seed in SEEDS):
+        return
+    rows: list[dict[str, Any]] = []
+    for name, (_, rates) in METHODS.items():
+        dev = {rate: [round(done[name, rate, seed], 4) for seed in SEEDS] for rate in rates}
+        best = max(rates, key=lambda rate: sum(dev[rate]))
+        chosen = [trained(name, best, seed) for seed in SEEDS]
+        test = [round(accuracy(tuned, new["test"]), 4) for tuned in chosen]
+        rows.append({"method": name, "trained": chosen[0].num_trainable(), "rate": best, "dev": dev, "test": test})
+    labels = Counter(new["train"][1].tolist())
+    often = labels.most_common(1)[0][0]
+    found = {
+        "seeds": list(SEEDS),
+        "steps": STEPS,
+        "base_rate": BASE_RATE,
+        "base_numbers": sum(parameter.numel() for parameter in bases[0].parameters()),
+        "base_on_old_test": [round(accuracy(base, old["test"]), 4) for base in bases],
+        "majority": round(float((new["test"][1] == often).float().mean()), 4),
+        "matched_only": [
+            round(accuracy(Tuned(base, Probe(), matched(base, new["train"])), new["test"]), 4) for base in bases
+        ],
+        "methods": rows,
+    }
+    write_atomically(options.out, (json.dumps(found, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()
