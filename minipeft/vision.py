@@ -68,7 +68,7 @@ class ResNet(nn.Module):
             self.head = nn.Linear(widths[-1], classes)
 
     def forward(self, images: Float[Tensor, "B 1 h w"], border: Tensor | None = None) -> Float[Tensor, "B C"]:
-        """Logits. `pad` black pixels go around each image; `border` [1, 1, H, W] is added to them: the input door."""
+        """Logits. `pad` blank pixels go around each image; `border` [1, 1, H, W] is added to them: the input door."""
         x = F.pad(images, (self.pad,) * 4)
         x = F.relu(self.norm(self.conv(x if border is None else x + border)))
         return self.head(self.blocks(x).mean(dim=(2, 3)))
@@ -82,7 +82,7 @@ class Probe:
 
 
 class VisualPrompt(Probe):
-    """The black pixels around the image, trained. Sources: Elsayed et al. 2019, §3; Bahng et al. 2022, §3."""
+    """The blank pixels around the image, trained. Sources: Elsayed et al. 2019, §3; Bahng et al. 2022, §3."""
 
     def change(self, net: ResNet) -> nn.Module:
         return Border(net.pad)
@@ -220,9 +220,9 @@ def fit(net: nn.Module, split: Split, steps: int, lr: float, batch_size: int = 3
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
         rows = torch.randint(len(labels), (batch_size,), generator=generator)
-        optimizer.zero_grad()
         F.cross_entropy(net(images[rows]), labels[rows]).backward()
         optimizer.step()
+        optimizer.zero_grad()  # last, so that no gradient stays behind
     net.eval()
 
 

@@ -12,7 +12,17 @@ import pytest
 import minipeft
 
 ROOT = Path(__file__).parents[1]
-HEAVY = {"transformers", "peft", "matplotlib", "IPython", "jupyter", "jupyter_core", "jupyterlab", "ipywidgets"}
+HEAVY = {
+    "transformers",
+    "peft",
+    "matplotlib",
+    "IPython",
+    "jupyter",
+    "jupyter_core",
+    "jupyterlab",
+    "ipywidgets",
+    "sklearn",
+}
 PAIRS, MOST = 5, 1.3
 
 
