@@ -12,6 +12,7 @@ from minipeft.checks import (
     lesson_09,
     lesson_10,
     lesson_13,
+    lesson_14,
 )
 from minipeft.checks.exercise import Exercise, Mistake, check, failure, hint, passes
 
@@ -32,6 +33,8 @@ _ALL = (
     lesson_10.SERVE,
     lesson_13.MERGE,
     lesson_13.GATED,
+    lesson_14.BORDER,
+    lesson_14.TRAINING,
 )
 EXERCISES: dict[str, Exercise] = {exercise.name: exercise for exercise in _ALL}
 

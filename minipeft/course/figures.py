@@ -241,6 +241,62 @@ def dots_with_errors(rows: dict[str, float], error: float, title: str, x_name: s
     _show(axes, title, x_name)
 
 
+def dots_over_numbers(
+    rows: dict[str, tuple[int, Sequence[float]]],
+    line: tuple[str, float],
+    note: str,
+    pictures: dict[str, Any],
+    title: str,
+    x_name: str,
+    y_name: str,
+) -> None:
+    """A dot for every seed and a bar for their mean, over how many numbers each row trains; a line across.
+
+    `rows` go from few numbers to many. `pictures` stand beside it, from red at -2 to blue at 2.
+    """
+    import torch
+    from matplotlib import pyplot
+
+    figure = pyplot.figure(figsize=(9, 4.6), layout="constrained")
+    grid = figure.add_gridspec(len(pictures) + 1, 2, width_ratios=(3.8, 1), height_ratios=(*[12] * len(pictures), 1))
+    axes = figure.add_subplot(grid[:, 0])
+    axes.set_xscale("log")
+    lowest, last = min(min(scores) for _, scores in rows.values()), list(rows)[-1]
+    step = (min(rows[last][1]) - lowest) / len(rows)
+    for place, (name, (numbers, scores)) in enumerate(rows.items()):
+        right = name == last  # the others have room on their right, above the names of those before
+        height = min(scores) - step / 2 if right else lowest + (place - 1) * step
+        colour, mean = (BLUE, RED, GREEN, PURPLE)[place % 4], sum(scores) / len(scores)
+        axes.plot([numbers] * len(scores), scores, "o", color=colour, markersize=6, alpha=0.6, markeredgewidth=0)
+        axes.plot([numbers / 1.13, numbers * 1.13], [mean, mean], color=colour, linewidth=2.5)
+        axes.plot([numbers, numbers], [min(scores), height], color=colour, linewidth=0.8)
+        axes.annotate(
+            f"{name}: {numbers:,}", (numbers, height), (-4 if right else 4, 0), textcoords="offset points",
+            ha="right" if right else "left", va="center", fontsize=10, color=colour,
+        )  # fmt: skip
+    axes.axhline(line[1], color=GREY, linestyle="--", linewidth=1)
+    axes.annotate(line[0], (0.995, line[1]), (0, -4), xycoords=("axes fraction", "data"), textcoords="offset points",
+                  ha="right", va="top", fontsize=9, color=GREY)  # fmt: skip
+    axes.annotate(note, (0.995, 0.01), xycoords="axes fraction", ha="right", va="bottom", fontsize=9, color=GREY)
+    axes.margins(x=0.06)
+    axes.set_ylabel(y_name, fontsize=10)
+    axes.set_xlabel(x_name, fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    for place, (name, picture) in enumerate(pictures.items()):
+        beside = figure.add_subplot(grid[place, 1])
+        shown = torch.as_tensor(picture).detach().float()
+        image = beside.imshow(shown, cmap="RdBu", vmin=-2, vmax=2, interpolation="nearest")
+        beside.set_title(name, fontsize=10)
+        beside.set_xticks([])
+        beside.set_yticks([])
+    bar = figure.colorbar(image, cax=figure.add_subplot(grid[-1, 1]), orientation="horizontal", extend="both")
+    bar.set_ticks([-2, -1, 0, 1, 2])
+    bar.set_label("pixel: 0 is paper, 1 is ink", fontsize=9)
+    bar.outline.set_visible(False)
+    figure.suptitle(title, fontsize=12, x=0.01, ha="left")
+    pyplot.show()
+
+
 def _show(axes: "Axes", title: str, x_name: str) -> None:
     """The title, the name of what goes to the right, no frame above and beside; then the picture."""
     from matplotlib import pyplot
