@@ -182,7 +182,10 @@ DATA_MISTAKES = {
     "empty": ("--data {inputs}/empty.tsv", "empty.tsv is empty."),
     "header alone": ("--data {inputs}/header.tsv", "header.tsv has a header but no rows."),
     "missing": ("--data {inputs}/nowhere.tsv", "there is no file"),
-    "a folder": ("--data {inputs}/model", "there is no file"),
+    "a folder of no data": (
+        "--data {inputs}/model",
+        "has no file for the train split; it needs one, such as train.tsv",
+    ),
     "wrong input column": ("--input words", "has no column 'words'; it has 'text', 'label'."),
     "wrong target column": ("--target team", "has no column 'team'; it has 'text', 'label'."),
     "not utf-8": ("--data {inputs}/latin1.tsv", "latin1.tsv is not UTF-8 (byte 14 is 0xe9)"),

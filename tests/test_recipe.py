@@ -6,8 +6,11 @@ import pytest
 
 from minipeft.commands.pretrain import pretrain
 from minipeft.commands.recipe import RecipeError, read_recipe, with_recipe
+from minipeft.compare import read_study
 
-RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
+FILES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
+STUDIES = [path for path in FILES if "[[parts]]" in path.read_text(encoding="utf-8")]
+RECIPES = [path for path in FILES if path not in STUDIES]
 
 
 def followed(text: str, words: str, folder: Path) -> list[str]:
@@ -80,3 +83,10 @@ def test_a_recipe_that_is_not_there_is_refused() -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
 def test_the_recipes_that_are_there_name_options(path: Path) -> None:
     assert read_recipe(path, pretrain)["config"] in ("pico", "nano", "micro", "gpt2")
+
+
+def test_the_study_that_is_there_can_be_read() -> None:
+    (study,) = map(read_study, STUDIES)
+    main = study.part("main")
+    assert (len(main.tasks), len(main.models), len(main.contenders), len(main.seeds)) == (3, 2, 17, 3)
+    assert {len(study.contenders[name].trials) for name in main.contenders} == {0, 4}

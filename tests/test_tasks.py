@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,8 +17,9 @@ from minipeft.corpus import CorpusError
 from minipeft.evaluate import evaluate, majority
 from minipeft.gpt2 import GPT2
 from minipeft.methods import HardPrompt, Method, Prefix, SoftPrompt
-from minipeft.tasks import TASKS, DataError, Encoder, Example, Task, collate, task_from_file
+from minipeft.tasks import TASKS, DataError, Encoder, Example, Task, collate, open_task, task_from_file
 from minipeft.tasks.base import SPLITS, TooLong
+from minipeft.tasks.e2e import e2e
 from minipeft.tasks.sentiment import DOMAINS, rated_texts
 from minipeft.tokenizer import Tokenizer
 from minipeft.tune import encoder_for
@@ -515,3 +517,43 @@ def test_the_majority_class_is_that_of_the_training_split() -> None:
     score = majority(task, "test")
     assert (score.accuracy, score.examples) == (0.25, 4)
     assert score.standard_error == pytest.approx((0.25 * 0.75 / 4) ** 0.5)
+
+
+def test_a_folder_has_a_file_for_each_split_and_columns_may_be_numbered(tmp_path: Path) -> None:
+    for split, rows in {"train": 6, "dev": 2, "test": 4}.items():
+        lines = (f"a text of {split}, number {row}\t{row % 2}\n" for row in range(rows))
+        (tmp_path / f"{split}.tsv").write_text("".join(lines), encoding="utf-8")
+    task = task_from_file(tmp_path, "1", "2")
+    assert {split: len(examples) for split, examples in task.splits.items()} == {"train": 6, "dev": 2, "test": 4}
+    assert task.labels == ("0", "1")
+    assert task.splits["dev"][1] == Example("a text of dev, number 1", "1", f"line 2 of {tmp_path / 'dev.tsv'}")
+    (tmp_path / "dev.csv").write_text("a,b\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"has dev.csv and dev.tsv for the dev split; it needs one, such as dev.tsv"):
+        task_from_file(tmp_path, "1", "2")
+
+
+@pytest.mark.skipif("MINIPEFT_DATA" not in os.environ, reason="needs the E2E archive: name its folder by MINIPEFT_DATA")
+def test_e2e_has_the_published_sizes_and_every_reference() -> None:
+    task = open_task("e2e")
+    assert {split: len(rows) for split, rows in task.splits.items()} == {"train": 42061, "dev": 547, "test": 4693}
+    assert len({row.text for row in task.splits["test"]}) == 630
+    assert len({row.text for row in task.splits["dev"]}) == 547
+
+
+def test_an_archive_that_is_none_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "e2e_nlg").mkdir()
+    (tmp_path / "e2e_nlg" / "e2e-dataset.zip").write_bytes(b"no zip")
+    monkeypatch.setenv("MINIPEFT_DATA", str(tmp_path))
+    e2e.cache_clear()
+    with pytest.raises(DataError, match=r"e2e-dataset.zip is not the E2E archive"):
+        e2e()
+
+
+def test_texts_of_a_kind_are_those_that_people_rated() -> None:
+    movie, positive, negative = open_task("movie"), open_task("positive"), open_task("negative")
+    for split in ("train", "dev", "test"):
+        assert len(positive.splits[split]) + len(negative.splits[split]) == len(movie.splits[split])
+        assert {row.text for row in positive.splits[split]} == {""}
+    assert len(open_task("tweets").splits["test"]) > len(open_task("tweet").splits["test"])  # the unclear ones, too
+    with pytest.raises(ValueError, match="there is no task 'film'; there are movie, product"):
+        open_task("film")
