@@ -9,6 +9,7 @@ from torch import Tensor
 from minipeft.evaluate import Score, label_log_likelihoods, score_labels
 from minipeft.gpt2 import GPT2
 from minipeft.methods import HardPrompt
+from minipeft.overview import BYTES
 from minipeft.tasks import Example, Task
 from minipeft.tune import encoder_for
 from minipeft.tuned import attach
@@ -36,6 +37,10 @@ class Asked:
         on_dev = examples is self.task.splits["dev"]
         found = self.on_dev if on_dev else label_log_likelihoods(self._tuned, self.encoder, examples)
         return found - self.on_dev.mean(dim=0) if calibrated else found
+
+    def nbytes(self, calibrated: bool = False) -> int:
+        """What one more task costs: the words, and the numbers that calibration takes off."""
+        return len(self.template.encode("utf-8")) + (BYTES * len(self.task.labels) if calibrated else 0)
 
     def score(self, examples: Sequence[Example], calibrated: bool = False) -> Score:
         """How many of them are right."""

@@ -58,6 +58,10 @@ class BucketedBatches:
         start = int(self._order(group)[place]) * self.batch_size
         return rows[start : start + self.batch_size]
 
+    def length_of(self, steps: int) -> int:
+        """The lengths of all rows that so many steps read, added up."""
+        return sum(self.lengths[row] for step in range(steps) for row in self(step))
+
     def _order(self, group: int) -> np.ndarray:
         return np.random.default_rng((self.seed, group, 2)).permutation(BATCHES_SORTED_TOGETHER)
 

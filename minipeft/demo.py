@@ -86,10 +86,9 @@ def hard_prompt_rows(model: GPT2, task: Task, console: Console) -> list[Row]:
         best = max(tried, key=lambda asked: asked.score(dev, calibrated).score)
         console.print(f"The best {label}: {best.template!r}", highlight=False, markup=False)
         on_dev, on_test = best.score(dev, calibrated), best.score(test, calibrated)
-        size = len(best.template.encode("utf-8")) + (4 * len(task.labels) if calibrated else 0)
-        rows.append(
-            Row(label, 0, size, 0.0, on_dev.accuracy, on_test.accuracy, on_test.standard_error, on_test.examples)
-        )
+        error, examples = on_test.standard_error, on_test.examples
+        size = best.nbytes(calibrated)
+        rows.append(Row(label, 0, size, 0.0, on_dev.accuracy, on_test.accuracy, error, examples))
     return rows
 
 

@@ -1,5 +1,7 @@
 """Which device to compute on."""
 
+import os
+
 import torch
 
 
@@ -13,3 +15,8 @@ def choose_device(device: str) -> torch.device:
     if device not in there:
         raise ValueError(f"device is {device!r}; here it can be auto, {', '.join(there)}.")
     return torch.device(device)
+
+
+def cores() -> int:
+    """How many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

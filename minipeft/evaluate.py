@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from minipeft.generate import left_padded
@@ -53,7 +53,7 @@ def evaluate(tuned: Tuned, encoder: Encoder, examples: Sequence[Example]) -> Sco
 def score_labels(encoder: Encoder, examples: Sequence[Example], log_likelihoods: Float[Tensor, "N labels"]) -> Score:
     """The likeliest label's share of right answers, and the loss of the right label's tokens over all words."""
     labels = list(encoder.label_ids)
-    answers = torch.tensor([labels.index(example.target) for example in examples])
+    answers = label_numbers(labels, examples)
     right = (log_likelihoods.argmax(dim=1) == answers).float().mean()
     lengths = torch.tensor([len(encoder.label_ids[label]) for label in labels])[answers]
     loss = -log_likelihoods.gather(1, answers[:, None])[:, 0].sum() / lengths.sum()
@@ -77,7 +77,7 @@ def label_log_likelihoods(tuned: Tuned, encoder: Encoder, examples: Sequence[Exa
     """log p(label | text) of every label: the sum over its tokens."""
     found = torch.zeros(len(examples), len(encoder.label_ids))
     contexts = [encoder.context(example) for example in examples]
-    for rows in _by_length(contexts):
+    for rows in by_length(contexts):
         after_one_token: Tensor | None = None
         for column, label in enumerate(encoder.label_ids.values()):
             if len(label) > 1 or after_one_token is None:
@@ -95,7 +95,7 @@ def label_log_likelihoods(tuned: Tuned, encoder: Encoder, examples: Sequence[Exa
 def _loss(tuned: Tuned, encoder: Encoder, examples: Sequence[Example]) -> Score:
     total, tokens = 0.0, 0
     encoded = [encoder.encode(example) for example in examples]
-    for rows in _by_length([row.ids for row in encoded]):
+    for rows in by_length([row.ids for row in encoded]):
         batch = collate([encoded[row] for row in rows], encoder.tokenizer.eot).to(tuned.base.device)
         scored = int((batch.labels[:, 1:] != NOT_SCORED).sum())
         total += float(tuned.loss(batch.tokens, batch.labels, batch.attention_mask)) * scored
@@ -103,7 +103,12 @@ def _loss(tuned: Tuned, encoder: Encoder, examples: Sequence[Example]) -> Score:
     return Score(total / tokens, len(examples))
 
 
-def _by_length(rows: Sequence[Sequence[int]]) -> list[list[int]]:
+def label_numbers(labels: Sequence[str], examples: Sequence[Example]) -> Int[Tensor, "N"]:
+    """The place of each example's label among `labels`."""
+    return torch.tensor([labels.index(example.target) for example in examples])
+
+
+def by_length(rows: Sequence[Sequence[int]]) -> list[list[int]]:
     """Row numbers in batches of similar length."""
     order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
     return [order[start : start + ROWS] for start in range(0, len(order), ROWS)]

@@ -183,8 +183,8 @@ def tune(
         tuned = sharding.tuned_in_one_piece(tuned, team)
     if team.is_writer:
         tuned.eval().save(out)
-        read = sum(len(rows[row].ids) for step in range(result.step) for row in order(step))
-        write_json(Path(out) / REPORT_FILE, {**_report(tuned, task, settings, result, micro.most), "tokens": read})
+        report = _report(tuned, task, settings, result, micro.most)
+        write_json(Path(out) / REPORT_FILE, {**report, "tokens": order.length_of(result.step)})
     return tuned.eval(), result
 
 

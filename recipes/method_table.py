@@ -11,6 +11,7 @@ from pathlib import Path
 
 from marked import between
 
+from minipeft.compare.tables import table
 from minipeft.downloads import PUBLIC
 from minipeft.files import write_atomically
 from minipeft.overview import METHODS_TABLE, Entry, count, size_told
@@ -24,10 +25,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing, fail if something would change")
     check = parser.parse_args().check
-    for name, table in (("README.md", short_table()), ("docs/methods.md", long_tables())):
+    for name, text in (("README.md", short_table()), ("docs/methods.md", long_tables())):
         path = ROOT / name
         found = path.read_text(encoding="utf-8")
-        wanted = between(found, BEGIN, END, table)
+        wanted = between(found, BEGIN, END, text)
         if found == wanted:
             continue
         if check:
@@ -41,14 +42,14 @@ def short_table() -> str:
     rows = [
         (f"`{e.call}`", f"{e.door}: {e.place}", e.trained, *in_small(e)) for e in METHODS_TABLE if e.call not in FORMS
     ]
-    return markdown(("method", "where it enters", "trained", "numbers, GPT-2 small", "bytes a task"), rows, right=2)
+    return table(("method", "where it enters", "trained", "numbers, GPT-2 small", "bytes a task"), rows, right=2)
 
 
 def long_tables() -> str:
     """Two tables: equations and papers; numbers for the four public sizes."""
     told = [(f"`{e.call}`", e.door, e.place, f"`{e.equation}`", source(e)) for e in METHODS_TABLE]
-    first = markdown(("method", "door", "place", "equation", "source"), told)
-    second = markdown(
+    first = table(("method", "door", "place", "equation", "source"), told)
+    second = table(
         ("method", "trained", *(f"GPT-2 {size}" for size in SIZES), "kept (small)", "bytes a task (small)"),
         [tuple(numbers(e)) for e in METHODS_TABLE],
         right=len(SIZES) + 2,
@@ -81,13 +82,6 @@ def numbers(entry: Entry) -> Iterator[str]:
 
 def source(entry: Entry) -> str:
     return f"[{entry.source}](https://arxiv.org/abs/{entry.arxiv})" if entry.arxiv else entry.source
-
-
-def markdown(head: tuple[str, ...], rows: list[tuple[str, ...]], right: int = 0) -> str:
-    """A table whose last `right` columns are numbers."""
-    rules = ["---"] * (len(head) - right) + ["---:"] * right
-    lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
-    return "\n".join([lines[0], f"|{'|'.join(rules)}|", *lines[1:]])
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ from statistics import mean
 from typing import Any
 
 from marked import between
-from method_table import markdown
 from theory_pictures import power
 
+from minipeft.compare.tables import table
 from minipeft.files import read_json, write_atomically
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -50,7 +50,7 @@ def gated_sum(found: dict[str, Any]) -> str:
         layers = [f"{100 * share:.0f} %" for share in prefix["mean_lambda_by_layer"]]
         rows.append((f"`{name}`" if name != "random" else name, power(max(prefix["largest_error_by_layer"])), *layers))
     head = ("prefix of 10", "largest error", *(f"λ in h.{layer}" for layer in range(len(rows[0]) - 2)))
-    return markdown(head, rows, right=len(head) - 1)
+    return table(head, rows, right=len(head) - 1)
 
 
 def elicit_or_teach(found: dict[str, Any]) -> str:
@@ -77,8 +77,8 @@ def elicit_or_teach(found: dict[str, Any]) -> str:
             )
     head = ("descending order was", "tuned", "numbers", "rate", "answers right, %", "seeds", "digits right, %")
     minutes = sum(case["seconds"] for case in found.values()) / 60
-    table = markdown((*head, "shares moved, first layer"), rows, right=6)
-    return f"{table}\n\nTraining took {minutes:.0f} minutes beside other work."
+    written = table((*head, "shares moved, first layer"), rows, right=6)
+    return f"{written}\n\nTraining took {minutes:.0f} minutes beside other work."
 
 
 def compile_(found: dict[str, Any]) -> str:
@@ -91,7 +91,7 @@ def compile_(found: dict[str, Any]) -> str:
         rows.append((told, f"{100 * missing:.0f} %" if missing > 1e-3 else power(missing), *cells))
     numbers = [f"{fit['trained']:,}" for fit in found["targets"]["trained"].values()]
     head = ("target", "first layer out of reach", f"soft prompt of 10: {numbers[0]} numbers")
-    table = markdown((*head, f"soft prompt of 120: {numbers[1]}", f"prefix of 10: {numbers[2]}"), rows, right=4)
+    fitted = table((*head, f"soft prompt of 120: {numbers[1]}", f"prefix of 10: {numbers[2]}"), rows, right=4)
     left = {
         (target, name): fit["kl"] / fit["kl_of_bare_model"]
         for target, fits in found["targets"].items()
@@ -108,7 +108,7 @@ def compile_(found: dict[str, Any]) -> str:
         f"to the trained prefix; a prefix in its place comes {other:.0f} times nearer to that.\n"
         f"Fitting took {minutes:.0f} minutes beside other work."
     )
-    return f"{above} The other way:\n\n{table}\n\n{below}"
+    return f"{above} The other way:\n\n{fitted}\n\n{below}"
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import minipeft as mp
+from minipeft.commands.compare import CONTENDERS
 from minipeft.compare import Results, Study, StudyError, compete, inputs, read_study, study_of, writing
 from minipeft.compare.bare import LinearProbe
 from minipeft.compare.compete import STUDY_FILE
@@ -409,6 +410,10 @@ def test_a_contender_is_fitted_to_a_count_of_numbers() -> None:
 
 def _knob(method: Any) -> dict[str, int]:
     return {name: getattr(method, name) for name in ("length", "rank", "width") if hasattr(method, name)}
+
+
+def test_the_help_names_every_usual_contender() -> None:
+    assert CONTENDERS.split(", ") == list(USUAL)
 
 
 def test_the_scale_of_lora_stays_when_its_rank_changes() -> None:

@@ -532,6 +532,14 @@ def test_a_folder_has_a_file_for_each_split_and_columns_may_be_numbered(tmp_path
         task_from_file(tmp_path, "1", "2")
 
 
+def test_a_header_may_have_numbers_for_names(tmp_path: Path) -> None:
+    rows = (f"a text of {split}, number {row},{row % 2},{split}" for split in SPLITS for row in range(4))
+    (tmp_path / "years.csv").write_text("\n".join(["2018,2019,split", *(row.replace(",", ";", 1) for row in rows)]))
+    task = task_from_file(tmp_path / "years.csv", "2018", "2019")
+    assert task.splits["train"][0].text == "a text of train; number 0"
+    assert task.labels == ("0", "1")
+
+
 @pytest.mark.skipif("MINIPEFT_DATA" not in os.environ, reason="needs the E2E archive: name its folder by MINIPEFT_DATA")
 def test_e2e_has_the_published_sizes_and_every_reference() -> None:
     task = open_task("e2e")

@@ -129,9 +129,9 @@ def _usual(told: dict[str, Any], part: dict[str, Any]) -> list[str]:
     from minipeft.compare import study_of
     from minipeft.compare.inputs import sealed_task
 
-    study = study_of(told)
     if "sizes" in part:
         return SIZED["numbers" if part["sizes"][0].startswith("numbers") else "length"]
+    study = study_of(told)
     return LABELS if all(sealed_task(study, name).open.labels for name in part["tasks"]) else TEXT
 
 

@@ -4,20 +4,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from minipeft.asked import Asked
 from minipeft.batches import BucketedBatches
 from minipeft.compare.contenders import BEST_PROMPT, CALIBRATED, MAJORITY
-from minipeft.evaluate import Score, majority_label, score_labels
+from minipeft.evaluate import Score, by_length, label_numbers, majority_label, score_labels
+from minipeft.generate import left_padded
 from minipeft.gpt2 import GPT2
 from minipeft.tasks import Encoder, Example, Task
 from minipeft.train import train
 from minipeft.train_config import TrainConfig
 from minipeft.training_state import TrainResult
-
-READ_AT_ONCE = 64
 
 
 class Untrained:
@@ -34,9 +33,14 @@ class Untrained:
         self.encoder = Encoder(task, model.tokenizer, model.config.n_positions, truncate=True)
 
     @property
-    def prompt(self) -> str:
+    def prompt(self) -> str | None:
         """The prompt that dev chose."""
-        return self.asked.template if self.asked else ""
+        return self.asked.template if self.asked else None
+
+    @property
+    def nbytes(self) -> int:
+        """What one more task costs."""
+        return self.asked.nbytes(self.calibrated) if self.asked else 0
 
     def answers(self, examples: Sequence[Example]) -> Float[Tensor, "N labels"]:
         """A number for each label, of which the largest wins."""
@@ -66,15 +70,16 @@ class LinearProbe:
         self.layer = nn.Linear(model.config.n_embd, len(task.labels))
         nn.init.zeros_(self.layer.weight)
         nn.init.zeros_(self.layer.bias)
-        self._train = self._read(task.splits["train"])
+        rows = task.splits["train"]
+        self._train = self._read(rows)
+        self._lengths = [len(self.encoder.encode(example).ids) for example in rows]
         self._mean, self._scale = self._train.mean(dim=0), self._train.std(dim=0) + 1e-6
 
     def fit(self, config: TrainConfig, out: Path) -> TrainResult:
         """Train it as methods are trained: the same batches in the same order, the best step on dev kept."""
-        rows, order = self.task.splits["train"], self.order(config)
-        features, answers = self._scaled(self._train), self._answers(rows)
-        dev = self.task.splits["dev"]
-        on_dev, dev_answers = self._scaled(self._read(dev)), self._answers(dev)
+        labels, dev, order = self.task.labels, self.task.splits["dev"], self.order(config)
+        features, answers = self._scaled(self._train), label_numbers(labels, self.task.splits["train"])
+        on_dev, dev_answers = self._scaled(self._read(dev)), label_numbers(labels, dev)
 
         def loss_at(step: int) -> Float[Tensor, ""]:
             batch = order(step)
@@ -91,41 +96,25 @@ class LinearProbe:
 
     def order(self, config: TrainConfig) -> BucketedBatches:
         """The batches of `tune`: of the lengths that texts have with their labels."""
-        rows = self.task.splits["train"]
-        lengths = [len(self.encoder.encode(example).ids) for example in rows]
-        return BucketedBatches(lengths, config.batch_size, config.seed, [example.target for example in rows])
-
-    def tokens(self, config: TrainConfig) -> int:
-        """How many tokens it read for its steps, as `tune` counts them."""
-        lengths = [len(self.encoder.encode(example).ids) for example in self.task.splits["train"]]
-        order = self.order(config)
-        return sum(lengths[row] for step in range(config.steps) for row in order(step))
+        labels = [example.target for example in self.task.splits["train"]]
+        return BucketedBatches(self._lengths, config.batch_size, config.seed, labels)
 
     @torch.no_grad()
     def answer(self, examples: Sequence[Example]) -> Float[Tensor, "N labels"]:
         """Log-probabilities of the labels."""
         return self.layer(self._scaled(self._read(examples))).log_softmax(dim=1)
 
-    def _answers(self, examples: Sequence[Example]) -> Int[Tensor, "N"]:
-        return torch.tensor([self.task.labels.index(example.target) for example in examples])
-
     def _scaled(self, features: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
         return (features - self._mean) / self._scale
 
     @torch.no_grad()
     def _read(self, examples: Sequence[Example]) -> Float[Tensor, "N D"]:
-        """The final hidden states of texts, pooled; padding on the right counts for nothing."""
+        """The final hidden states of texts, pooled; padding counts for nothing."""
         found = torch.zeros(len(examples), self.model.config.n_embd)
         ids = [self.encoder.context(example) for example in examples]
-        order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
-        for start in range(0, len(order), READ_AT_ONCE):
-            rows = order[start : start + READ_AT_ONCE]
-            lengths = torch.tensor([len(ids[row]) for row in rows])
-            tokens = nn.utils.rnn.pad_sequence([torch.tensor(ids[row]) for row in rows], batch_first=True)
-            real = torch.arange(tokens.shape[1]) < lengths[:, None]
-            hidden = self.model.hidden(tokens.to(self.model.device), real.to(self.model.device)).float().cpu()
-            if self.pool == "last":
-                found[rows] = hidden[torch.arange(len(rows)), lengths - 1]
-            else:
-                found[rows] = (hidden * real[:, :, None]).sum(dim=1) / lengths[:, None]
+        for rows in by_length(ids):
+            tokens, real = left_padded([ids[row] for row in rows], 0, self.model.device)
+            hidden = self.model.hidden(tokens, real).float()
+            mean = (hidden * real[:, :, None]).sum(dim=1) / real.sum(dim=1, keepdim=True)
+            found[rows] = (hidden[:, -1] if self.pool == "last" else mean).cpu()
         return found

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from minipeft.compare.inputs import check_inputs, is_steered
-from minipeft.compare.machine import commit, cores
+from minipeft.compare.machine import commit
 from minipeft.compare.one_run import JUDGE_FOLDER, SCRATCH_FOLDER, Performer
 from minipeft.compare.protocol import told_of
 from minipeft.compare.results import RESULTS_FILE, Results, Row, alone
 from minipeft.compare.study import Run, Study, StudyError
 from minipeft.compare.writing import judge_in
+from minipeft.devices import cores
 from minipeft.files import write_json
 from minipeft.progress import progress_bar
 

@@ -110,47 +110,28 @@ def _dots(panel: Any, cell: "Cell", place: int) -> None:
 
 def _over_cost(report: "Report", part: Part, cost: str) -> Any:
     """Quality over what one more task costs: a row of panels for each model, a marker for each contender."""
-    pyplot = figures()
-    figure, axes = pyplot.subplots(
-        len(part.models),
-        len(part.tasks),
-        figsize=(1.2 + 3.0 * len(part.tasks), 0.9 + 2.7 * len(part.models)),
-        squeeze=False,
-        layout="constrained",
-    )
+    figure, panels = _grid(part, width=3.0)
     handles: dict[str, Any] = {}
     markers = dict(zip(part.contenders, MARKERS * 3, strict=False))
-    for down, model in enumerate(part.models):
-        for across, task in enumerate(part.tasks):
-            panel, cells = axes[down, across], report.cells(part.name, task=task, model=model)
-            for cell in cells:
-                if cell.of(cost) > 0 and (cost != "bytes" or cell.of("kept") > 0):
-                    handles[cell.contender] = panel.plot(
-                        cell.of(cost),
-                        cell.mean.value,
-                        markers[cell.contender],
-                        color=colour_of(cell.contender),
-                        markersize=6,
-                        linestyle="none",
-                    )[0]
-            for flat in (cell for cell in cells if cell.contender in ("majority", "calibrated_prompt")):
-                panel.axhline(
-                    flat.mean.value, color=GREY, linestyle=":" if flat.contender == "majority" else "--", linewidth=1
-                )
-            panel.set_xscale("log")
-            panel.set_title(f"{task}, {model}", fontsize=10, loc="left")
-            panel.set_ylabel(_measure(cells), fontsize=9)
-            panel.set_xlabel(COSTS[cost] + " (log scale)", fontsize=9)
-            panel.tick_params(labelsize=8)
-            panel.spines[["top", "right"]].set_visible(False)
-    figure.legend(
-        [handles[name] for name in part.contenders if name in handles],
-        [called(name) for name in part.contenders if name in handles],
-        loc="outside lower center",
-        ncols=5,
-        fontsize=8,
-        frameon=False,
-    )
+    for (task, model), panel in panels.items():
+        cells = report.cells(part.name, task=task, model=model)
+        for cell in cells:
+            if cell.of(cost) > 0 and (cost != "bytes" or cell.of("kept") > 0):
+                handles[cell.contender] = panel.plot(
+                    cell.of(cost),
+                    cell.mean.value,
+                    markers[cell.contender],
+                    color=colour_of(cell.contender),
+                    markersize=6,
+                    linestyle="none",
+                )[0]
+        for flat in (cell for cell in cells if cell.contender in ("majority", "calibrated_prompt")):
+            dashes = ":" if flat.contender == "majority" else "--"
+            panel.axhline(flat.mean.value, color=GREY, linestyle=dashes, linewidth=1)
+        panel.set_xscale("log")
+        panel.set_ylabel(_measure(cells), fontsize=9)
+        panel.set_xlabel(COSTS[cost] + " (log scale)", fontsize=9)
+    _name(handles, part, figure)
     return figure
 
 
@@ -204,49 +185,48 @@ def _number(value: Any, report: "Report", part: Part, axis: str) -> float:
 
 def _learning(report: "Report", part: Part) -> Any:
     """Score on dev over the steps of the final runs, the mean over seeds, a panel for each task and model."""
-    pyplot = figures()
-    figure, axes = pyplot.subplots(
-        len(part.models),
-        len(part.tasks),
-        figsize=(1.2 + 3.2 * len(part.tasks), 0.9 + 2.7 * len(part.models)),
-        squeeze=False,
-        sharex=True,
-        layout="constrained",
-    )
+    figure, panels = _grid(part, width=3.2, sharex=True)
     handles: dict[str, Any] = {}
     markers = dict(zip(part.contenders, MARKERS * 3, strict=False))
-    for down, model in enumerate(part.models):
-        for across, task in enumerate(part.tasks):
-            panel = axes[down, across]
-            for cell in report.cells(part.name, task=task, model=model):
-                curves = [row["dev_curve"] for row in cell.rows if row.get("dev_curve")]
-                if curves:
-                    steps = [point[0] for point in curves[0]]
-                    scale = 100 if report.measure(part.name, task) == "accuracy" else 1
-                    scores = [scale * sum(curve[i][1] for curve in curves) / len(curves) for i in range(len(steps))]
-                    handles[cell.contender] = panel.plot(
-                        steps,
-                        scores,
-                        f"{markers[cell.contender]}-",
-                        color=colour_of(cell.contender),
-                        markersize=4,
-                        linewidth=1,
-                    )[0]
-            panel.set_title(f"{task}, {model}", fontsize=10, loc="left")
-            panel.set_xlabel("steps", fontsize=9)
-            panel.set_ylabel(_on_dev(report, part, task), fontsize=9)
-            panel.tick_params(labelsize=8)
-            panel.spines[["top", "right"]].set_visible(False)
-    names = [name for name in part.contenders if name in handles]
-    figure.legend(
-        [handles[name] for name in names],
-        [called(name) for name in names],
-        loc="outside lower center",
-        ncols=5,
-        fontsize=8,
-        frameon=False,
-    )
+    for (task, model), panel in panels.items():
+        scale = 100 if report.measure(part.name, task) == "accuracy" else 1
+        for cell in report.cells(part.name, task=task, model=model):
+            curves = [row["dev_curve"] for row in cell.rows if row.get("dev_curve")]
+            if curves:
+                steps = [point[0] for point in curves[0]]
+                scores = [scale * sum(curve[i][1] for curve in curves) / len(curves) for i in range(len(steps))]
+                handles[cell.contender] = panel.plot(
+                    steps,
+                    scores,
+                    f"{markers[cell.contender]}-",
+                    color=colour_of(cell.contender),
+                    markersize=4,
+                    linewidth=1,
+                )[0]
+        panel.set_xlabel("steps", fontsize=9)
+        panel.set_ylabel("accuracy on dev, %" if scale == 100 else "minus loss on dev, nats", fontsize=9)
+    _name(handles, part, figure)
     return figure
+
+
+def _grid(part: Part, width: float, **sharing: Any) -> tuple[Any, dict[tuple[str, str], Any]]:
+    """A figure with a panel for each task and model of a part, so many inches wide; models go down, tasks across."""
+    down, across = len(part.models), len(part.tasks)
+    size = 1.2 + width * across, 0.9 + 2.7 * down
+    figure, axes = figures().subplots(down, across, figsize=size, squeeze=False, layout="constrained", **sharing)
+    panels = dict(zip(((task, model) for model in part.models for task in part.tasks), axes.flat, strict=True))
+    for (task, model), panel in panels.items():
+        panel.set_title(f"{task}, {model}", fontsize=10, loc="left")
+        panel.tick_params(labelsize=8)
+        panel.spines[["top", "right"]].set_visible(False)
+    return figure, panels
+
+
+def _name(handles: dict[str, Any], part: Part, figure: Any) -> None:
+    """The names of what was drawn, in the order of the part, below the panels."""
+    names = [name for name in part.contenders if name in handles]
+    drawn, told = [handles[name] for name in names], [called(name) for name in names]
+    figure.legend(drawn, told, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
 
 
 def _heat(report: "Report", part: Part) -> Any:
@@ -284,11 +264,6 @@ def _heat(report: "Report", part: Part) -> Any:
 
 def _shown(score: float | None, scale: int) -> float:
     return math.nan if score is None else scale * score
-
-
-def _on_dev(report: "Report", part: Part, task: str) -> str:
-    """What scores on dev are: accuracy where there are labels, else minus the loss."""
-    return "accuracy on dev, %" if report.measure(part.name, task) == "accuracy" else "minus loss on dev, nats"
 
 
 def _measure(cells: Sequence["Cell"]) -> str:

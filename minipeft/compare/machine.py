@@ -1,30 +1,26 @@
 """What a run took of the machine, and which code it was."""
 
-import os
 import subprocess
-import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 
 
-def cores() -> int:
-    """How many processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+class Meter:
+    """From here on: the processor's seconds, of all cores, and the highest memory, where it can be told (Linux)."""
 
+    def __init__(self) -> None:
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # forgets the highest memory so far
+            self._forgot = True
+        except OSError:
+            self._forgot = False
+        self._started = time.process_time()
 
-def forget_peak() -> bool:
-    """Measure the highest memory from here on; False where the system cannot (it takes Linux)."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
-
-
-def peak_bytes() -> int:
-    """The most memory that this process held since `forget_peak`."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
+    def row(self) -> dict[str, float | int | None]:
+        """What it took until now, as results have it; None for what cannot be told."""
+        seconds = round(time.process_time() - self._started, 2)
+        return {"seconds": seconds, "peak_bytes": _peak_bytes() if self._forgot else None}
 
 
 def commit() -> str:
@@ -37,3 +33,8 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return version("minipeft")
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def _peak_bytes() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])

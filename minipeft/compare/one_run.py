@@ -1,6 +1,5 @@
 """One run of a study: what it is told in, a row of numbers out."""
 
-import json
 import math
 import tempfile
 import time
@@ -15,14 +14,15 @@ from torch import Tensor
 
 from minipeft.batches import ShuffledStream
 from minipeft.compare.bare import LinearProbe, Untrained
-from minipeft.compare.contenders import BARE, CALIBRATED, LINEAR_PROBE, method_of
+from minipeft.compare.contenders import BARE, LINEAR_PROBE, method_of
 from minipeft.compare.inputs import is_steered, is_told, room_of, sealed_task
-from minipeft.compare.machine import forget_peak, peak_bytes
+from minipeft.compare.machine import Meter
 from minipeft.compare.results import Row, number_or_none, pack
 from minipeft.compare.sealed import SealedTask
 from minipeft.compare.study import FINAL, Run, Study
 from minipeft.compare.writing import judge_in, steer, tell, writer_of
-from minipeft.evaluate import Score, evaluate, label_log_likelihoods, score_labels
+from minipeft.evaluate import Score, evaluate, label_log_likelihoods, label_numbers, score_labels
+from minipeft.files import read_json
 from minipeft.gpt2 import GPT2
 from minipeft.methods import HardPrompt, Method, trains_a_copy
 from minipeft.metrics import read_metrics
@@ -30,7 +30,7 @@ from minipeft.overview import BYTES
 from minipeft.perplexity import perplexity_of
 from minipeft.tasks import Encoder, Example, Task
 from minipeft.train_config import TrainConfig
-from minipeft.training_state import TrainingDiverged
+from minipeft.training_state import TrainingDiverged, TrainResult
 from minipeft.tune import REPORT_FILE, TuneConfig, encoder_for, tune
 from minipeft.tuned import Tuned, attach
 
@@ -79,12 +79,11 @@ class Performer:
         on_dev = untrained.score(task.splits["dev"], untrained.answers(task.splits["dev"]))
         test = self._unsealed(run, sealed)
         answers = untrained.answers(test)
-        offsets = BYTES * len(task.labels) if method == CALIBRATED else 0
         return {
             "dev": on_dev.accuracy,
             **NOTHING,
-            "bytes": len(untrained.prompt.encode()) + offsets,
-            "prompt": untrained.prompt or None,
+            "bytes": untrained.nbytes,
+            "prompt": untrained.prompt,
             "test": _scores(untrained.score(test, answers)),
             "right": _right(task, test, answers),
         }
@@ -93,27 +92,21 @@ class Performer:
         contender, task, asked = self.study.contenders[run.contender], self._task_of(run, sealed), self._config(run)
         model = self._model(run.model, "float32")
         settings = {**contender.settings, **contender.trials[run.trial]}
-        measured, started = forget_peak(), time.process_time()
+        meter = Meter()
         probe = LinearProbe(model, task, settings["pool"], asked.room)
         config = TrainConfig(
             asked.steps, float(settings["lr"]), asked.batch_size, eval_every=asked.eval_every, seed=run.seed
         )
         with self._scratch() as out:
-            result = probe.fit(config, Path(out))
-            curve = _curve(out)
+            row = _trained(probe.fit(config, Path(out)), out)
         kept = sum(parameter.numel() for parameter in probe.layer.parameters())
-        row = {
-            "dev": result.best_score,
-            "best_step": result.best_step,
-            "dev_curve": curve,
+        row |= {
             "settings": settings,
             "trainable": kept,
-            "kept": kept,
-            "bytes": BYTES * kept,
-            "tokens": probe.tokens(config),
-            "seconds": round(time.process_time() - started, 2),
-            "peak_bytes": peak_bytes() if measured else None,
+            **_kept(kept),
+            "tokens": probe.order(config).length_of(config.steps),
         }
+        row |= meter.row()
         if run.stage == FINAL:
             test = self._unsealed(run, sealed)
             answers = probe.answer(test)
@@ -125,22 +118,18 @@ class Performer:
         contender, task = self.study.contenders[run.contender], self._task_of(run, sealed)
         method = method_of(contender, run.trial, run.size, self._model(run.model, self.study.dtype).config)
         model = self._base(run.model, method)
-        measured, started = forget_peak(), time.process_time()
+        meter = Meter()
         with self._scratch() as out:
             tuned, result = tune(model, method, task, self._config(run), out)
-            curve, report = _curve(out), json.loads((Path(out) / REPORT_FILE).read_text(encoding="utf-8"))
-        row = {
-            "dev": result.best_score,
-            "best_step": result.best_step,
-            "dev_curve": curve,
-            "settings": {**report["method"], "lr": contender.trials[run.trial]["lr"]},
+            row, report = _trained(result, out), read_json(Path(out) / REPORT_FILE)
+        settings = {**report["method"], "lr": contender.trials[run.trial]["lr"]}
+        row |= {
+            "settings": settings,
             "trainable": report["trainable"],
-            "kept": report["kept"],
-            "bytes": BYTES * report["kept"],
+            **_kept(report["kept"]),
             "tokens": report["tokens"],
-            "seconds": round(time.process_time() - started, 2),
-            "peak_bytes": peak_bytes() if measured else None,
         }
+        row |= meter.row()
         if run.stage == FINAL:
             row |= self._test(tuned, task, self._unsealed(run, sealed), run)
         tuned.detach()
@@ -211,10 +200,16 @@ class Performer:
         return GPT2.from_pretrained(place, device=self.device, dtype=getattr(torch, dtype)).use_kernels()
 
 
-def _curve(out: str) -> list[tuple[int, float, float]]:
-    """[step, score, loss] of each evaluation on dev."""
+def _trained(result: TrainResult, out: str) -> Row:
+    """What training came to on dev: the best, and [step, score, loss] of each evaluation."""
     rows = [row for row in read_metrics(out) if "score" in row]
-    return [(row["step"], round(row["score"], 5), round(row["dev_loss"], 4)) for row in rows]
+    curve = [(row["step"], round(row["score"], 5), round(row["dev_loss"], 4)) for row in rows]
+    return {"dev": result.best_score, "best_step": result.best_step, "dev_curve": curve}
+
+
+def _kept(numbers: int) -> Row:
+    """What one more task costs."""
+    return {"kept": numbers, "bytes": BYTES * numbers}
 
 
 def _scores(score: Score) -> dict[str, float | None]:
@@ -225,5 +220,4 @@ def _scores(score: Score) -> dict[str, float | None]:
 
 def _right(task: Task, examples: Sequence[Example], answers: Float[Tensor, "N labels"]) -> str:
     """Which test examples were answered right, in their order; for tests that pair two contenders."""
-    wanted = torch.tensor([task.labels.index(example.target) for example in examples])
-    return pack(answers.argmax(dim=1) == wanted)
+    return pack(answers.argmax(dim=1) == label_numbers(task.labels, examples))

@@ -8,7 +8,7 @@ from minipeft.compare.results import Row
 from minipeft.compare.statistics import Mean
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], right: int) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], right: int = 0) -> str:
     """A Markdown table whose last `right` columns are numbers."""
     rule = ["---"] * (len(head) - right) + ["---:"] * right
     return "\n".join([_line(head), f"|{'|'.join(rule)}|", *map(_line, rows)])

@@ -11,9 +11,10 @@ from minipeft.evaluate import label_log_likelihoods
 from minipeft.generate import generate
 from minipeft.gpt2 import GPT2
 from minipeft.methods import FullFinetuning, HardPrompt
+from minipeft.perplexity import perplexity_of
 from minipeft.sampling import Sampling
 from minipeft.tasks import Encoder, Example, open_task
-from minipeft.tune import TuneConfig, encoder_for, tune
+from minipeft.tune import REPORT_FILE, TuneConfig, encoder_for, tune
 from minipeft.tuned import Tuned, load
 
 BEAMS = 5
@@ -112,7 +113,7 @@ def distinct(texts: Sequence[str], n: int) -> float:
 def judge_in(folder: Path) -> Tuned:
     """A classifier of movie reviews, all of its weights finetuned with a seed of its own; trained once, then read."""
     model = GPT2.from_pretrained(JUDGE)
-    if not (folder / "report.json").exists():
+    if not (folder / REPORT_FILE).exists():
         config = TuneConfig(steps=400, batch_size=8, eval_every=200, seed=JUDGE_SEED, truncate=True)
         tune(model, FullFinetuning(), open_task("movie"), config, folder)[0].detach()
     return load(folder, model)
@@ -131,4 +132,4 @@ def _perplexity(model: GPT2, texts: Sequence[str]) -> float:
         if ids.shape[1] > 1:
             total += float(model.loss(ids, ids)) * (ids.shape[1] - 1)
             tokens += ids.shape[1] - 1
-    return float(torch.tensor(total / max(1, tokens)).exp())
+    return perplexity_of(total / max(1, tokens))

@@ -28,7 +28,8 @@ def task_from_file(path: str | Path, input_column: str | None, target_column: st
     Without an input column the target stands alone, and a method learns to write texts like it; a .txt file is cut
     into such texts. `kind`: "labels", "text", or "auto" (labels where at most 20 different targets recur). A column
     named `split` with train, dev and test decides the splits, else a hash of the text does (70, 10, 20 %); in a folder
-    each split has a file, such as train.tsv. Columns named by number, from 1, are those of a file without a header.
+    each split has a file, such as train.tsv. Columns named by number, from 1, are those of a table without a header,
+    unless its first row has these names.
 
     Raises FileNotFoundError, CorpusError or DataError with one sentence that names the file and what is wrong.
     """
@@ -42,8 +43,7 @@ def task_from_file(path: str | Path, input_column: str | None, target_column: st
     if target_column is None:
         raise DataError(f"say which column of {path} is to be learned: --target COLUMN (and --input COLUMN to read).")
     named = [column for column in (input_column, target_column) if column is not None]
-    headless = all(column.isdecimal() for column in named)
-    rows = list(_rows_of_folder(path, headless) if path.is_dir() else _rows(path, headless))
+    rows = list(_rows_of_folder(path, named) if path.is_dir() else _rows(path, named))
     if not rows:
         raise DataError(f"{path} has a header but no rows.")
     for column in filter(None, (input_column, target_column)):
@@ -87,40 +87,47 @@ def _running_text(path: Path) -> Task:
     return Task(name=path.stem, splits={split: tuple(examples) for split, examples in splits.items()})
 
 
-def _rows_of_folder(folder: Path, headless: bool) -> Iterator[tuple[str, dict[str, str]]]:
+def _rows_of_folder(folder: Path, named: list[str]) -> Iterator[tuple[str, dict[str, str]]]:
     """The rows of the one file of each split."""
     for split in SPLITS:
         found = sorted(path for path in folder.iterdir() if path.stem == split and path.suffix in KINDS)
         if len(found) != 1:
             what = f"has {' and '.join(path.name for path in found)}" if found else "has no file"
             raise DataError(f"{folder} {what} for the {split} split; it needs one, such as {split}.tsv.")
-        for where, row in _rows(found[0], headless):
+        for where, row in _rows(found[0], named):
             yield where, {**row, "split": split}
 
 
-def _rows(path: Path, headless: bool) -> Iterator[tuple[str, dict[str, str]]]:
-    """Where each row stands, and its fields; those of a `headless` table by their numbers."""
+def _rows(path: Path, named: list[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Where each row stands, and its fields, of which `named` are wanted."""
     text = read_text(path)
     if path.suffix == ".jsonl":
         yield from _json_rows(path, text)
     elif path.suffix in (".tsv", ".csv"):
-        yield from _delimited_rows(path, io.StringIO(text.removeprefix("\ufeff"), newline=""), headless)
+        yield from _delimited_rows(path, io.StringIO(text.removeprefix("\ufeff"), newline=""), named)
     else:
         raise DataError(f"{path} ends in {path.suffix or 'nothing'}; data files end in .tsv, .csv, .jsonl or .txt.")
 
 
-def _delimited_rows(path: Path, file: io.StringIO, headless: bool) -> Iterator[tuple[str, dict[str, str]]]:
+def _delimited_rows(path: Path, file: io.StringIO, named: list[str]) -> Iterator[tuple[str, dict[str, str]]]:
     """A .tsv has no quotes, as most published ones; a .csv may quote its fields."""
     csv.field_size_limit(2**31 - 1)
     reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if path.suffix == ".tsv" else csv.reader(file)
     try:
-        header = None if headless else next(reader, [])
+        header, numbered = next(reader, []), all(name.isdecimal() for name in named)
+        if header and numbered and not set(named) <= set(header):
+            yield f"line {reader.line_num} of {path}", _numbered(header)
+            header = []
         for row in reader:
             if row:
-                names = [str(place) for place in range(1, len(row) + 1)] if header is None else header
-                yield f"line {reader.line_num} of {path}", dict(zip(names, row, strict=False))
+                fields = dict(zip(header, row, strict=False)) if header else _numbered(row)
+                yield f"line {reader.line_num} of {path}", fields
     except csv.Error as error:
         raise DataError(f"line {reader.line_num} of {path} cannot be read: {error}.") from None
+
+
+def _numbered(row: list[str]) -> dict[str, str]:
+    return {str(place): field for place, field in enumerate(row, start=1)}
 
 
 def _json_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, str]]]:

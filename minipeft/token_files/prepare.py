@@ -11,6 +11,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from minipeft.corpus import HELD_OUT_PERCENT, CorpusError
+from minipeft.devices import cores
 from minipeft.progress import bytes_bar
 from minipeft.token_files.encode import batches, encode, in_order
 from minipeft.token_files.record import (
@@ -62,7 +63,7 @@ def prepare_tokens(
     since, unless `overwrite`; ValueError for a setting that cannot be; OSError if the folder cannot be written to.
     """
     paths, folder = [Path(file) for file in files], Path(folder)
-    workers = _cores() if workers is None else workers
+    workers = cores() if workers is None else workers
     _check_settings(paths, held_out_percent, shard_tokens, workers)
     with _alone(folder):
         record = None if overwrite else record_in(folder)
@@ -157,8 +158,3 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
