@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from minipeft.kernels.single_query import single_query_attention
+
 MANY_ROWS = 4
 """So many single queries are faster by two products for all of them than by PyTorch's kernel for CPUs."""
 
@@ -62,11 +64,12 @@ def fused_attention(
     """The same function by PyTorch's fused kernel, which never stores the [T, S] weights.
 
     On CUDA the mask of a prefix without padding is given as a bias by name, so that the flash kernel can serve it. On a
-    CPU that kernel takes single queries one by one; where keys lie together, the written-out form is faster.
+    CPU that kernel takes single queries one by one; where keys lie together, products for all of them are faster.
     """
     T, S = q.shape[-2], k.shape[-2]
-    if T == 1 and len(q) >= MANY_ROWS and k.is_contiguous() and not q.is_cuda and not q.requires_grad:
-        return explicit_attention(q, k, v, mask, dropout)
+    by_products = T == 1 and len(q) >= MANY_ROWS and k.is_contiguous() and not q.is_cuda
+    if by_products and not q.requires_grad and not dropout:
+        return single_query_attention(q, k, v, mask)
     if mask is None and T == S:  # both corners coincide, so the kernel's own causal mask is right
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
     if mask is None and T > 1:  # a single query sees every key and needs no mask

@@ -35,8 +35,13 @@ class Slots:
         self, layer: int, k: Float[Tensor, "B H 1 Dh"], v: Float[Tensor, "B H 1 Dh"]
     ) -> tuple[Float[Tensor, "B H S Dh"], Float[Tensor, "B H S Dh"]]:
         """Write one key and value of each row, return all slots."""
-        self.keys[layer].index_copy_(2, self.at, k)
-        self.values[layer].index_copy_(2, self.at, v)
+        if torch.compiler.is_compiling():
+            self.keys[layer].index_copy_(2, self.at, k)
+            self.values[layer].index_copy_(2, self.at, v)
+        else:  # 0.47 of the time
+            at = int(self.at)
+            self.keys[layer, :, :, at : at + 1] = k
+            self.values[layer, :, :, at : at + 1] = v
         return self.keys[layer], self.values[layer]
 
     def advance(self, real: Bool[Tensor, "B T"]) -> None:
