@@ -31,6 +31,7 @@ from minipeft.attention import (
 from minipeft.computing import Computing
 from minipeft.config import GPT2Config
 from minipeft.kernels.mixed_linear import gelu_linear
+from minipeft.kernels.packed_linear import linear_gelu
 from minipeft.kernels.packing import Packing, places_of
 from minipeft.kernels.split_attention import can_split, split_attention
 from minipeft.layers import Embedding, LayerNorm, Linear
@@ -92,11 +93,11 @@ class MLP(nn.Module):
         self.c_proj = Linear(4 * config.n_embd, config.n_embd)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        x, last = self.c_fc(x), self.c_proj
+        first, last = self.c_fc, self.c_proj
         if self.gelu_again and isinstance(last, Linear) and last.weight.requires_grad:
-            x = gelu_linear(x, last.weight, last.bias, self.gelu)
+            x = gelu_linear(first(x), last.weight, last.bias, self.gelu)
         else:
-            x = last(F.gelu(x, approximate=self.gelu))
+            x = last(linear_gelu(first, x, self.gelu))
         return F.dropout(x, self.dropout, self.training)
 
 

@@ -13,13 +13,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import minipeft as mp
-from minipeft.attention import explicit_attention, lower_right_mask
+from minipeft.attention import MANY_ROWS, explicit_attention, fused_attention, lower_right_mask
 from minipeft.kernels import chunked_loss, machine, packed_linear
-from minipeft.kernels.allocator import page_out
+from minipeft.kernels.allocator import move_to_huge_pages, page_out
 from minipeft.kernels.chunked_loss import ROWS, chunked_label_loss
 from minipeft.kernels.mixed_linear import gelu_linear, mixed_linear
-from minipeft.kernels.packed_linear import PackedLinear, can_pack
+from minipeft.kernels.packed_linear import PackedLinear, can_pack, linear_gelu
+from minipeft.kernels.single_query import single_query_attention
 from minipeft.kernels.split_attention import can_split, split_attention
+from minipeft.layers import Linear
 from minipeft.loss import label_loss
 from tests.models import TINY, Ragged, farthest, ragged, random_model, random_tokens, shake
 from tests.tuning import TINY_METHODS, labelled_batch
@@ -300,6 +302,26 @@ def test_the_mask_that_cuda_knows_by_name_is_ours() -> None:
     assert farthest(by_name, explicit_attention(q, k, v, lower_right_mask(5, 9))) < EXACT
 
 
+# -- attention of single queries --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "as_close"), [(torch.float32, 2e-6), (torch.bfloat16, 0.03)])  # rounding, once more
+@pytest.mark.parametrize("padded", [True, False])
+def test_single_queries_attend_by_products(padded: bool, dtype: torch.dtype, as_close: float) -> None:
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(MANY_ROWS, 3, T, 8, generator=draw).to(dtype) for T in (1, 30, 30))
+    real = torch.rand(MANY_ROWS, 30, generator=draw) > 0.5
+    mask = lower_right_mask(1, 30, real) if padded else None
+    wanted = explicit_attention(q.double(), k.double(), v.double(), mask)
+    found = single_query_attention(q, k, v, mask)
+    assert found.dtype == dtype
+    assert farthest(found, wanted) < as_close
+    assert torch.equal(fused_attention(q, k, v, mask), found)
+    if mask is not None:  # what is hidden may be anything
+        hidden = ~mask.mT
+        assert torch.equal(single_query_attention(q, k.masked_fill(hidden, 9), v.masked_fill(hidden, 9), mask), found)
+
+
 # -- products in another type -----------------------------------------------------------------------------------------
 
 
@@ -418,6 +440,58 @@ def test_a_packed_product_is_the_plain_one(shape: tuple[int, ...], dtype: torch.
     assert found.shape == wanted.shape
     assert product.packed is not None
     assert farthest(found, wanted) < AS_CLOSE[dtype]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("form", ["tanh", "none"])
+@pytest.mark.parametrize("rows", [1, 5])
+def test_a_gelu_in_a_packed_product_is_the_gelu_of_the_product(rows: int, form: str, dtype: torch.dtype) -> None:
+    linear = Linear(24, 50).to(dtype)
+    if not can_pack(linear.weight):
+        pytest.skip(f"oneDNN has no order for weights in {dtype} here")
+    x = torch.randn(rows, 2, 24).to(dtype)
+    wanted = F.gelu(F.linear(x.double(), linear.weight.double(), linear.bias.double()), approximate=form)
+    assert farthest(linear_gelu(linear, x, form), wanted) < AS_CLOSE[dtype]
+    linear.product = PackedLinear()
+    assert farthest(linear_gelu(linear, x, form), wanted) < AS_CLOSE[dtype]
+    assert linear.product.packed is not None
+    with torch.enable_grad():  # the plain function, whose gradient is there
+        assert linear_gelu(linear, x, form).requires_grad
+    assert farthest(linear_gelu(nn.Sequential(linear), x, form), wanted) < AS_CLOSE[dtype]  # a layer that is wrapped
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(1, 24), (2, 24), (3, 1, 24), (1, 2, 24)], ids=str)
+def test_few_rows_get_rows_below_them_that_change_nothing(shape: tuple[int, ...]) -> None:
+    weight, bias = layer(24, 50, torch.float32)
+    x = torch.randn(shape)
+    found = PackedLinear()(x, weight, bias, "tanh")
+    assert found.shape == (*shape[:-1], 50)
+    assert farthest(found, F.gelu(F.linear(x, weight, bias), approximate="tanh")) < AS_CLOSE[torch.float32]
+
+
+@torch.no_grad()
+def test_a_packed_weight_that_is_used_often_moves_to_huge_pages_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[int] = []
+
+    def move(start: int, size: int) -> None:
+        moved.append(size)
+        move_to_huge_pages(start, size)
+
+    monkeypatch.setattr(packed_linear, "move_to_huge_pages", move)
+    monkeypatch.setattr(packed_linear, "SETTLED", 3)
+    x, small, large = torch.randn(2, 1024), torch.randn(16, 1024), torch.randn(1024, 1024)
+    for weight, times in ((small, 0), (large, 1)):
+        product = PackedLinear()
+        found = [product(x, weight) for _ in range(7)]
+        assert moved == [weight.nbytes] * times
+        assert all(torch.equal(found[0], other) for other in found)
+    large.mul_(2)  # another copy, which moves anew
+    assert farthest(product(x, large), 2 * found[0]) < 1e-3
+    assert len(moved) == 1
+    product(x, large), product(x, large)
+    assert len(moved) == 2
 
 
 def test_packed_weights_follow_the_weights() -> None:
