@@ -297,6 +297,54 @@ def dots_over_numbers(
     pyplot.show()
 
 
+def bars_in_groups(
+    groups: dict[str, dict[str, Sequence[float]]], levels: Sequence[float], title: str, y_name: str, level_name: str
+) -> None:
+    """In each group a bar a name, as high as the mean of its values, which are dots; a dashed line at its level."""
+    from matplotlib import pyplot
+
+    _, axes = pyplot.subplots(figsize=(9, 4.2), layout="constrained")
+    names = list(dict.fromkeys(name for group in groups.values() for name in group))
+    colours = dict(zip(names, (BLUE, GREEN, ORANGE, SKY, PURPLE), strict=False))
+    place, middles, told = 0.0, [], set()
+    for group, level in zip(groups.values(), levels, strict=True):
+        start = place
+        for name, values in group.items():
+            mean, label = sum(values) / len(values), None if name in told else name
+            axes.bar(place, mean, 0.8, color=colours[name], label=label)
+            axes.plot([place] * len(values), values, "o", color="black", markersize=4, clip_on=False)
+            axes.text(place, max(values) + 3, f"{mean:.0f}", ha="center", fontsize=10)
+            told.add(name)
+            place += 1
+        axes.plot([start - 0.5, place - 0.5], [level, level], "--", color=GREY, linewidth=2, zorder=3)
+        middles.append((start + place - 1) / 2)
+        place += 0.7
+    axes.plot([], [], "--", color=GREY, linewidth=2, label=level_name)
+    axes.set_xticks(middles, list(groups), fontsize=10)
+    axes.tick_params(axis="x", length=0)
+    axes.margins(y=0.1)
+    axes.set_ylabel(y_name, fontsize=10)
+    axes.figure.legend(frameon=False, fontsize=10, loc="outside lower center", ncols=len(names) + 1)
+    _show(axes, title, "")
+
+
+def before_and_after(pairs: dict[str, tuple[Any, Any]], least: float, title: str, x_name: str, y_name: str) -> None:
+    """Dots at what was and what is, tenfold from tick to tick, from `least` to 100; what stayed lies on the line."""
+    from matplotlib import pyplot
+
+    _, axes = pyplot.subplots(figsize=(9, 4.2), layout="constrained")
+    axes.plot([least, 100], [least, 100], color=GREY, linewidth=1)
+    for (name, (before, after)), colour, marker in zip(pairs.items(), (ORANGE, BLUE, GREEN), "o^s", strict=False):
+        axes.plot(before, after, marker, color=colour, markersize=4, label=name, linestyle="none")
+    axes.set(xscale="log", yscale="log", xlim=(least, 130), ylim=(least, 130))
+    ticks = [tick for tick in (0.01, 0.1, 1, 10, 100) if tick >= least]
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_ylabel(y_name, fontsize=10)
+    axes.legend(frameon=False, fontsize=10, loc="upper left", bbox_to_anchor=(1, 1), markerscale=2)
+    _show(axes, title, x_name)
+
+
 def _show(axes: "Axes", title: str, x_name: str) -> None:
     """The title, the name of what goes to the right, no frame above and beside; then the picture."""
     from matplotlib import pyplot
