@@ -28,7 +28,8 @@ import torch.nn.functional as F
 from minipeft import GPT2, HardPrompt, SoftPrompt, attach, load
 from minipeft.checks import check
 from minipeft.course.controls import explore
-from minipeft.course.figures import bars, dots_and_a_line
+from minipeft.course.dots import dots_and_a_line
+from minipeft.course.figures import bars
 from minipeft.course.notebooks import folder
 from minipeft.course.real import real_gpt2
 from minipeft.evaluate import evaluate, label_log_likelihoods

@@ -41,7 +41,8 @@ from minipeft import (
 from minipeft.checks import check
 from minipeft.course.controls import Slider, explore
 from minipeft.course.diagrams import block_with_every_method
-from minipeft.course.figures import bars, curves, dots_with_errors
+from minipeft.course.dots import dots_with_errors
+from minipeft.course.figures import bars, curves
 from minipeft.course.notebooks import folder
 from minipeft.course.real import real_gpt2
 from minipeft.downloads import PUBLIC

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 
 from minipeft import GPT2
 from minipeft.checks import check
-from minipeft.course.figures import dots_over_numbers
+from minipeft.course.dots import dots_over_numbers
 from minipeft.course.notebooks import folder
 from minipeft.course.real import real_gpt2
 from minipeft.vision import (

@@ -11,6 +11,7 @@ from minipeft.checks import (
     lesson_08,
     lesson_09,
     lesson_10,
+    lesson_11,
     lesson_13,
     lesson_14,
 )
@@ -31,6 +32,8 @@ _ALL = (
     lesson_09.FOLD,
     lesson_10.COMPILE,
     lesson_10.SERVE,
+    lesson_11.GATED_SUM,
+    lesson_11.SHARES,
     lesson_13.MERGE,
     lesson_13.GATED,
     lesson_14.BORDER,

@@ -128,7 +128,7 @@ def test_a_lesson_has_all_its_parts(lesson: Lesson) -> None:
     first = lesson.notebook.cells[0].source
     assert first.startswith("# ")
     assert "You will be able to" in first
-    assert re.search(r"\*\w+( \w+)? minutes", first)
+    assert re.search(r"\*[\w-]+( \w+)? minutes", first)
     text = "\n".join(cell.source for cell in lesson.notebook.cells if cell.cell_type == "markdown")
     for heading in (
         "## A guess",
