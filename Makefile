@@ -15,7 +15,7 @@ export MINIPEFT_CORPUS
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint lessons bench lab clean
+.PHONY: help demo test lint lessons bench lab site clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -42,8 +42,12 @@ bench: .venv/.installed-test ## speed and memory beside transformers and peft: k
 lab: .venv/.installed-test ## open the lessons in JupyterLab
 	cd lessons && ../$(BIN)/python -m jupyter lab
 
+site: .venv/.installed-site ## make the site, the lessons, guides and reference as pages: docs/_build/html/index.html
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W --keep-going -d docs/_build/doctrees docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
+
 clean: ## remove demo/, dist/ and caches (.venv/, build/ and runs/ stay)
-	rm -rf demo dist docs/_build .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf demo dist docs/_build docs/lessons docs/cards docs/command_line.md docs/contributing.md .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name .venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.installed: pyproject.toml constraints.txt | $(BIN)/pip
@@ -52,6 +56,10 @@ clean: ## remove demo/, dist/ and caches (.venv/, build/ and runs/ stay)
 
 .venv/.installed-test: pyproject.toml constraints.txt | $(BIN)/pip
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[test]"
+	@touch .venv/.installed $@
+
+.venv/.installed-site: pyproject.toml constraints.txt | $(BIN)/pip
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[site]"
 	@touch .venv/.installed $@
 
 $(BIN)/pip:
