@@ -311,10 +311,10 @@ def test_pages_fit_a_desk_and_a_phone_and_ask_nobody(window: Window, page: str) 
 
 
 def until(holds: Callable[[], Any], what: str) -> Any:
-    """What `holds` gives, once it gives something; fail with `what` after ten seconds."""
+    """What `holds` gives, once it gives something; fail with `what` after a minute."""
     from selenium.common.exceptions import StaleElementReferenceException
 
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while time.monotonic() < end:
         try:
             if found := holds():
