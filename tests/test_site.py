@@ -55,7 +55,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if not log.exists():
             command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-d", str(shared / "doctrees")]
             built = subprocess.run([*command, str(DOCS), str(html)], capture_output=True, text=True, timeout=600)
-            log.write_text("" if built.returncode == 0 else f"{built.stdout}{built.stderr}\nended with an error")
+            log.write_text(
+                "" if built.returncode == 0 else f"{built.stdout}{built.stderr}\nended with {built.returncode}"
+            )
     if told := log.read_text():
         pytest.fail(f"the site was not built without a warning:\n{told[-3000:]}")
     return html
@@ -307,7 +309,8 @@ def test_pages_fit_a_desk_and_a_phone_and_ask_nobody(window: Window, page: str) 
     assert "file" in asked
     assert set(asked) <= {"file", "data", "chrome"}
     errors = [entry["message"] for entry in window.chrome.get_log("browser") if entry["level"] == "SEVERE"]
-    assert errors == []
+    # The theme for Python 3.10 loads its font of icons a second time in a way that files do not allow.
+    assert [error for error in errors if "webfonts" not in error] == []
 
 
 def until(holds: Callable[[], Any], what: str) -> Any:

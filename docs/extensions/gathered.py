@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 LINK = re.compile(
     r"(?<!`)\[(?P<text>(?:!\[[^\]]*\]\([^)]*\)|[^\[\]])*)\]\((?![a-z]+:)(?P<target>[^)#\s]+)(?P<place>#[^)\s]*)?\)"
 )
-AWAITED = {"theory", "head_to_head"}
+AWAITED = {"head_to_head"}
 """Pages that have their place in the navigation as soon as they are there."""
 CALL = re.compile(r'check\(\s*"(\w+)"')
 
