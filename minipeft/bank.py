@@ -31,7 +31,7 @@ from minipeft.generate import Prompts, generate, stream_text, write
 from minipeft.gpt2 import GPT2
 from minipeft.methods.made_for import base_told, check_made_for
 from minipeft.sampling import Sampling
-from minipeft.tuned import Tuned, find_adapter, load
+from minipeft.tuned import Tuned, load
 
 INDEX_FILE, PROMPTS_FILE = "bank.json", "bank.safetensors"
 MOST_INDEX_BYTES = 100_000_000
@@ -65,7 +65,7 @@ class PromptBank:
         no prompt or prefix; FileNotFoundError if there is no such folder; and what `minipeft.load` raises.
         """
         self._check_free(task)
-        tuned = prompt if isinstance(prompt, Tuned) else load(find_adapter(str(prompt)), self.model)
+        tuned = prompt if isinstance(prompt, Tuned) else load(str(prompt), self.model)
         if tuned.base is not self.model:
             raise ValueError(f"the prompt for {task!r} was tuned on another model than this bank's.")
         method = tuned.method.name

@@ -77,17 +77,18 @@ def label_log_likelihoods(tuned: Tuned, encoder: Encoder, examples: Sequence[Exa
     """log p(label | text) of every label: the sum over its tokens."""
     found = torch.zeros(len(examples), len(encoder.label_ids))
     contexts = [encoder.context(example) for example in examples]
+    longest_first = sorted(enumerate(encoder.label_ids.values()), key=lambda label: -len(label[1]))
     for rows in by_length(contexts):
-        after_one_token: Tensor | None = None
-        for column, label in enumerate(encoder.label_ids.values()):
-            if len(label) > 1 or after_one_token is None:
+        first: Tensor | None = None
+        for column, label in longest_first:
+            if len(label) > 1 or first is None:
                 tokens, real = left_padded([contexts[row] + label[:-1] for row in rows], 0, tuned.base.device)
-                hidden = tuned.hidden(tokens, real)[:, -len(label) :]
-                steps = tuned.model.logits(hidden).float().log_softmax(dim=-1).cpu()  # [rows, tokens of the label, V]
-            else:
-                steps = after_one_token  # all labels of one token are read off the same logits
-            if len(label) == 1:
-                after_one_token = steps
+                hidden = tuned.hidden(tokens, real)[:, -len(label) :].flatten(0, 1)  # one product, not one a row
+                logits = tuned.model.logits(hidden).float().unflatten(0, (len(rows), len(label)))
+                steps = logits.log_softmax(dim=-1).cpu()  # [rows, tokens of the label, V]
+                first = steps[:, :1]
+            else:  # whatever stands behind the text, its next token has the same probabilities
+                steps = first
             found[rows, column] = steps[:, torch.arange(len(label)), torch.tensor(label)].sum(dim=1)
     return found
 

@@ -60,14 +60,15 @@ def attach(model: "GPT2 | Tuned", method: Method, seed: int = 0) -> "Tuned":
 
 
 def load(folder: str | Path, model: GPT2) -> "Tuned":
-    """The adapter in `folder`, ours or PEFT's, attached to `model`.
+    """The adapter in `folder`, ours or PEFT's, or one that ships (`find_adapter`), attached to `model`.
 
     Raises FileNotFoundError if a file is missing, CheckpointError if the files are damaged or made for another model.
     """
-    config_path, weights_path = Path(folder) / CONFIG_FILE, Path(folder) / WEIGHTS_FILE
+    folder = find_adapter(str(folder))
+    config_path, weights_path = folder / CONFIG_FILE, folder / WEIGHTS_FILE
     config = read_json(config_path)
     method = method_of(config, model, config_path)
-    if not weights_path.exists() and (pickled := Path(folder) / "adapter_model.bin").exists():
+    if not weights_path.exists() and (pickled := folder / "adapter_model.bin").exists():
         raise CheckpointError(f"{pickled} is a pickle, which could run code; let PEFT save it again as safetensors.")
     tensors, about = read_tensors(weights_path)
     check_made_for(weights_path, about, model)

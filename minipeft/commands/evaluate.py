@@ -104,14 +104,14 @@ def _labelled(
     from minipeft.evaluate import majority
     from minipeft.methods import HardPrompt
     from minipeft.tune import encoder_for
-    from minipeft.tuned import attach, find_adapter, load
+    from minipeft.tuned import attach, load
 
     if (adapter is None) == (template is None):
         raise ValueError('say what to measure: --adapter DIR, or a hard prompt by --template "{text} It was".')
     if split not in what.splits:
         raise ValueError(f"split is {split!r}; it can be train, dev or test.")
     base = load_model(model, device, dtype.value)
-    tuned = attach(base, HardPrompt(template)) if template is not None else load(find_adapter(str(adapter)), base)
+    tuned = attach(base, HardPrompt(template)) if template is not None else load(str(adapter), base)
     score = measure(tuned, encoder_for(tuned, what, truncate), what.splits[split])
     table = Table(title=f"{escape(what.name)}, {split}: {score.examples:,} examples")
     if what.labels:
@@ -140,13 +140,13 @@ def _zero_shot(
 ) -> None:
     """A task without training: the measures, and in words what was done."""
     from minipeft.progress import progress_bar
-    from minipeft.tuned import find_adapter, load
+    from minipeft.tuned import load
     from minipeft.zero_shot import Subject, measure, reference
 
     if fill is not None:
         reference.rows_of(fill, task, model)  # before the long work
     base = load_model(model, device, dtype)
-    subject = Subject.of(base if adapter is None else load(find_adapter(adapter), base))
+    subject = Subject.of(base if adapter is None else load(adapter, base))
     with ExitStack() as bars:
         found = measure(
             task,

@@ -112,11 +112,11 @@ def _one(
     """Write one text; on a terminal piece by piece."""
     from minipeft.generate import generate as continue_text
     from minipeft.generate import stream_text
-    from minipeft.tuned import find_adapter, load
+    from minipeft.tuned import load
 
     memory = None if bank is None else bank.memory([task], 1)
     if adapter is not None:
-        written = load(find_adapter(adapter), base).generate_with(text, sampling)
+        written = load(adapter, base).generate_with(text, sampling)
     elif sys.stdout.isatty() and sampling.beams == 1:
         sys.stdout.write(text)
         for piece in stream_text(base, text, sampling, memory=memory):
@@ -144,14 +144,14 @@ def _many(
     from minipeft.bank import PromptBank
     from minipeft.progress import progress_bar
     from minipeft.requests import answer, read_requests
-    from minipeft.tuned import find_adapter, load
+    from minipeft.tuned import load
 
     if out is None:
         raise ValueError("--batch needs --out, the file to write.")
     if rows < 1:
         raise ValueError(f"rows must be at least 1, got {rows}.")
     requests = read_requests(batch, sampling)
-    held, tuned = bank or PromptBank(base), None if adapter is None else load(find_adapter(adapter), base)
+    held, tuned = bank or PromptBank(base), None if adapter is None else load(adapter, base)
     for request in requests:
         if request.task is not None and request.task not in held:
             raise ValueError(f"{batch}, line {request.line}: there is no prompt for {request.task!r}; see --bank.")

@@ -43,4 +43,4 @@ def prepare(
         print("minipeft: stopped; what is done is kept, and the same command goes on from there.", file=sys.stderr)
         sys.exit(130)
     kept = sum(len(ids) for ids in tokens.held_out.values())
-    print(f"{len(tokens.train):,} tokens to train on and {kept:,} held out are in {out}.")
+    print(f"{len(tokens.train):,} tokens to train on and {kept:,} held out are in {out}, of a vocabulary of {size:,}.")

@@ -1,5 +1,6 @@
 """`minipeft tune`: train a method on a task."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -142,6 +143,15 @@ def tune(
             f"dev score {result.best_score:.4f}, {result.seconds:.0f} s. The adapter is in {out}.",
             highlight=False,
         )
+        if what.joint:
+            print(f"Ask it with the end that its texts had: {_asking(what.joint, model, out)}")
+
+
+def _asking(joint: str, model: str, out: Path) -> str:
+    """The command that puts a text to the adapter as training did."""
+    text = shlex.quote("TEXT" + joint) if "\n" not in joint else "$'TEXT" + joint.replace("\n", "\\n") + "'"
+    base = "" if model == "nano" else f" --model {shlex.quote(model)}"
+    return f"minipeft generate {text} --adapter {shlex.quote(str(out))}{base} --temperature 0 --max-new-tokens 8"
 
 
 def _base(model: str, device: str, dtype: Dtype, method: "Method") -> "GPT2":
