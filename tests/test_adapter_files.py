@@ -212,7 +212,7 @@ def test_damaged_files_are_refused(adapter: Path, tmp_path: Path) -> None:
         mp.load(adapter, random_model())
     (adapter / "adapter_config.json").write_text("{")
     refused(adapter, "adapter_config.json is not JSON")
-    with pytest.raises(FileNotFoundError, match=r"there is no file .*adapter_config\.json"):
+    with pytest.raises(FileNotFoundError, match="nowhere is neither a folder nor an adapter that ships"):
         mp.load(tmp_path / "nowhere", random_model())
 
 
