@@ -180,10 +180,11 @@ def test_links_and_files_that_are_named_exist(path: Path) -> None:
 
 
 def test_the_map_names_every_lesson_and_shows_its_figure() -> None:
-    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    text, front = (path.read_text(encoding="utf-8") for path in (FOLDER / "README.md", ROOT / "README.md"))
     for lesson in LESSONS:
         assert f"| {lesson.number} | [{lesson.title}]({lesson.name}.ipynb) |" in text
         assert f"](figures/{lesson.number}.png)](solutions/{lesson.name}.ipynb)" in text
+        assert f"](lessons/figures/{lesson.number}.png)](lessons/solutions/{lesson.name}.ipynb)" in front
         assert sum("figure" in tags(cell) for cell in lesson.notebook.cells) == 1
         picture = (FOLDER / "figures" / f"{lesson.number}.png").read_bytes()
         assert picture == figure_of(read_notebook(FOLDER / "solutions" / f"{lesson.name}.ipynb"))
