@@ -37,9 +37,11 @@ def attention_type(tensor: Tensor) -> torch.dtype:
 
 
 def by_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Whether `product` of these takes another library than PyTorch does."""
+    """Whether `product` of these takes another library than PyTorch does; not in what PyTorch's compiler makes, which
+    cannot lower such a call."""
     alike = x.dtype == weight.dtype == torch.float32 and x.device.type == weight.device.type == "cpu"
-    return QUICK_BY_ONEDNN and alike and weight.numel() >= LARGE and x.numel() > 0
+    large = alike and weight.numel() >= LARGE and x.numel() > 0
+    return QUICK_BY_ONEDNN and large and not torch.compiler.is_compiling()
 
 
 def product(
