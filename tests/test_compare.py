@@ -23,6 +23,7 @@ from minipeft.compare import Results, Study, StudyError, compete, inputs, read_s
 from minipeft.compare.bare import LinearProbe
 from minipeft.compare.compete import STUDY_FILE
 from minipeft.compare.contenders import USUAL, method_of, resized
+from minipeft.compare.machine import Meter
 from minipeft.compare.protocol import told_of
 from minipeft.compare.report import Report, comma_separated, markdown, write_report
 from minipeft.compare.results import RESULTS_FILE, pack, unpack
@@ -489,7 +490,7 @@ def test_what_is_told_of_fields_is_scored_for_the_bare_model_as_for_a_tuned_one(
     results = compete(study, tmp_path, workers=0)
     finals = {row["contender"]: row["test"] for row in results.rows.values() if row["stage"] == "final"}
     assert finals.keys() == {"zero_shot", "soft_prompt"}
-    assert all(test.keys() == {"perplexity", "loss", "bleu", "rouge_l"} for test in finals.values())
+    assert all(test.keys() == {"perplexity", "loss", "bleu", "rouge_l", "nist"} for test in finals.values())
     assert "e2e, pico: BLEU" in Report(study, results).main_table("main")
 
 
@@ -508,14 +509,32 @@ def test_a_judge_says_what_steered_texts_are_and_seeds_draw_different_ones(monke
     assert set(found[0]) == {"as_wanted", "distinct_1", "distinct_2", "base_perplexity"}
 
 
+def test_on_cuda_seconds_pass_until_the_device_is_done_and_memory_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: asked.append(f"synchronize {device}"))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: asked.append(f"reset {device}"))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 12_345)
+    meter = Meter("cuda:0")
+    time.sleep(0.05)
+    row = meter.row()
+    assert asked == ["synchronize cuda:0", "reset cuda:0", "synchronize cuda:0"]
+    assert row["peak_bytes"] == 12_345
+    assert row["seconds"] is not None
+    assert row["seconds"] >= 0.05  # of the clock: this process slept
+
+
 def test_overlap_counts_every_reference() -> None:
     texts = ["the cat sat on the mat today", "a dog"]
     references = [["a cat sat there", "the cat sat on the mat today"], ["a dog"]]
-    assert overlap(texts, references) == pytest.approx({"bleu": 100.0, "rouge_l": 100.0})
+    both = overlap(texts, references)
+    assert (both["bleu"], both["rouge_l"]) == pytest.approx((100.0, 100.0))
     one = overlap(["the cat sat on a mat"], [["the cat sat on the mat"]])
     assert one["rouge_l"] == pytest.approx(100 * 5 / 6)  # five of six words in order, both ways
     precisions = [5 / 6, 3 / 5, 2 / 4, 1 / 3]
     assert one["bleu"] == pytest.approx(100 * math.prod(precisions) ** 0.25, abs=1e-6)
+    # The information of "the", twice of six words, of the four others that match, and of "cat" behind "the".
+    assert one["nist"] == pytest.approx((math.log2(3) + 4 * math.log2(6)) / 6 + math.log2(2) / 5)
+    assert overlap([""], [["a dog"]])["nist"] == 0
 
 
 def test_distinct_is_the_share_of_different_words() -> None:

@@ -5,11 +5,24 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
+
 
 class Meter:
-    """From here on: the processor's seconds, of all cores, and the highest memory, where it can be told (Linux)."""
+    """From here on: seconds and the highest memory.
 
-    def __init__(self) -> None:
+    On a CPU the seconds are the processor's, of all cores, and the memory is the process's, where it can be told
+    (Linux). On CUDA the seconds are those that pass until the device has done its work, and the memory is what PyTorch
+    took there; without a GPU that is untried.
+    """
+
+    def __init__(self, device: str | torch.device = "cpu") -> None:
+        self._cuda = torch.device(device) if torch.device(device).type == "cuda" else None
+        if self._cuda is not None:
+            torch.cuda.synchronize(self._cuda)
+            torch.cuda.reset_peak_memory_stats(self._cuda)
+            self._started = time.perf_counter()
+            return
         try:
             Path("/proc/self/clear_refs").write_text("5")  # forgets the highest memory so far
             self._forgot = True
@@ -19,6 +32,10 @@ class Meter:
 
     def row(self) -> dict[str, float | int | None]:
         """What it took until now, as results have it; None for what cannot be told."""
+        if self._cuda is not None:
+            torch.cuda.synchronize(self._cuda)
+            seconds = round(time.perf_counter() - self._started, 2)
+            return {"seconds": seconds, "peak_bytes": torch.cuda.max_memory_allocated(self._cuda)}
         seconds = round(time.process_time() - self._started, 2)
         return {"seconds": seconds, "peak_bytes": _peak_bytes() if self._forgot else None}
 

@@ -50,8 +50,8 @@ class Performer:
     def perform(self, run: Run) -> Row:
         """The row of a run. One whose training diverges has no score; its row says why.
 
-        Its `seconds` are the processor's, of all cores, for training with its evaluations: others at work beside it
-        change them little.
+        Its `seconds` are for training with its evaluations, on a CPU the processor's of all cores: others at work
+        beside it change them little.
         """
         contender, sealed = self.study.contenders[run.contender], self._task(run.task)
         row: Row = {"key": self.study.key(run), **asdict(run), "commit": self.commit, "diverged": None}
@@ -92,7 +92,7 @@ class Performer:
         contender, task, asked = self.study.contenders[run.contender], self._task_of(run, sealed), self._config(run)
         model = self._model(run.model, "float32")
         settings = {**contender.settings, **contender.trials[run.trial]}
-        meter = Meter()
+        meter = Meter(self.device)
         probe = LinearProbe(model, task, settings["pool"], asked.room)
         config = TrainConfig(
             asked.steps, float(settings["lr"]), asked.batch_size, eval_every=asked.eval_every, seed=run.seed
@@ -118,7 +118,7 @@ class Performer:
         contender, task = self.study.contenders[run.contender], self._task_of(run, sealed)
         method = method_of(contender, run.trial, run.size, self._model(run.model, self.study.dtype).config)
         model = self._base(run.model, method)
-        meter = Meter()
+        meter = Meter(self.device)
         with self._scratch() as out:
             tuned, result = tune(model, method, task, self._config(run), out)
             row, report = _trained(result, out), read_json(Path(out) / REPORT_FILE)

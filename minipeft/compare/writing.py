@@ -38,9 +38,9 @@ def writer_of(tuned: Tuned) -> Writer:
 
 
 def tell(write: Writer, encoder: Encoder, examples: Sequence[Example]) -> dict[str, float]:
-    """BLEU and ROUGE-L of what beam search writes for each input, against all texts that people wrote for it.
+    """BLEU, ROUGE-L and NIST of what beam search writes for each input, against all texts that people wrote for it.
 
-    Raises ValueError if sacrebleu or rouge-score is not installed.
+    Raises ValueError if sacrebleu, rouge-score or nltk is not installed.
     """
     references: dict[str, list[str]] = {}
     asked: dict[str, list[int]] = {}
@@ -59,13 +59,17 @@ def tell(write: Writer, encoder: Encoder, examples: Sequence[Example]) -> dict[s
 
 
 def overlap(told: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """BLEU (0–100, of the corpus, capitals count) and ROUGE-L (0–100, the mean of each text's best F).
+    """BLEU (0–100, of the corpus, capitals count), ROUGE-L (0–100, the mean of each text's best F), NIST (from 0 up).
 
-    Sources: Papineni et al. 2002, as sacrebleu computes it with its 13a tokens; Lin 2004, as rouge-score does.
+    Sources: Papineni et al. 2002, as sacrebleu computes it with its 13a tokens; Lin 2004, as rouge-score does;
+    Doddington 2002, as nltk does, with the same tokens: by each text's best reference, where the evaluation script of
+    the E2E challenge counts over all of them, so that the two differ.
     """
     check_scorers()
+    from nltk.translate.nist_score import corpus_nist
     from rouge_score.rouge_scorer import RougeScorer
     from sacrebleu.metrics import BLEU
+    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
     most = max(map(len, references))
     streams: Any = [[own[place] if place < len(own) else None for own in references] for place in range(most)]
@@ -74,12 +78,20 @@ def overlap(told: Sequence[str], references: Sequence[Sequence[str]]) -> dict[st
         max(scorer.score(one, text)["rougeL"].fmeasure for one in own)
         for text, own in zip(told, references, strict=True)
     ]
-    return {"bleu": BLEU().corpus_score(list(told), streams).score, "rouge_l": 100 * sum(rouge) / len(rouge)}
+    words = Tokenizer13a()
+    told_words = [words(text).split() for text in told]
+    longest = min(5, max(map(len, told_words)))  # of n-grams; nltk divides by how many there are
+    own_words = [[words(one).split() for one in own] for own in references]
+    return {
+        "bleu": BLEU().corpus_score(list(told), streams).score,
+        "rouge_l": 100 * sum(rouge) / len(rouge),
+        "nist": float(corpus_nist(own_words, told_words, longest)) if longest else 0.0,
+    }
 
 
 def check_scorers() -> None:
     """Raise ValueError where a library that scores written text is not installed."""
-    if not all(find_spec(name) for name in ("rouge_score", "sacrebleu")):
+    if not all(find_spec(name) for name in ("nltk", "rouge_score", "sacrebleu")):
         raise ValueError('to score written text, install: pip install "minipeft[compare]"')
 
 
