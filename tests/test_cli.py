@@ -657,6 +657,7 @@ def test_a_tuned_method_can_be_measured_inspected_and_used(
     start, name = TUNE.replace("soft_prompt", method).replace("--length 4", ""), "stack" if "+" in method else method
     tuned = assert_done(run(start, options))
     assert tuned.out.startswith(f"{trained:,} trained numbers, best at step 5 of 5, dev score ")
+    assert f"minipeft generate $'TEXT\\nLabel:' --adapter {tuned.folder} --model " in tuned.out
     assert set(tuned.files()) == {CONFIG_FILE, WEIGHTS_FILE, STATE_FILE, METRICS_FILE, PICTURE_FILE, "report.json"}
     report = read_json(tuned.folder / "report.json")
     assert (report["method"]["name"], report["trainable"], report["steps"]) == (name, trained, 5)
