@@ -22,7 +22,7 @@ from minipeft.commands.compare import CONTENDERS
 from minipeft.compare import Results, Study, StudyError, compete, inputs, read_study, study_of, writing
 from minipeft.compare.bare import LinearProbe
 from minipeft.compare.compete import STUDY_FILE
-from minipeft.compare.contenders import USUAL, method_of, resized
+from minipeft.compare.contenders import USUAL, method_of, resized, unstarted
 from minipeft.compare.machine import Meter
 from minipeft.compare.protocol import told_of
 from minipeft.compare.report import Report, comma_separated, markdown, write_report
@@ -415,6 +415,24 @@ def _knob(method: Any) -> dict[str, int]:
 
 def test_the_help_names_every_usual_contender() -> None:
     assert CONTENDERS.split(", ") == list(USUAL)
+
+
+def test_a_study_can_ask_for_a_prefix_without_its_mlp() -> None:
+    """In the study that is committed, the starts of a prefix are those of the main table's: it has none."""
+    study = read_study(Path(__file__).parents[1] / "recipes" / "head_to_head.toml")
+    shape = mp.GPT2.from_pretrained("nano").config
+    method = method_of(study.contenders["prefix_starts"], 0, None, shape)
+    assert method == mp.Prefix(10, None, init="random")
+    told = json.loads(json.dumps(told_of(study)))
+    assert method_of(study_of(told).contenders["prefix_starts"], 0, None, shape) == method
+
+
+@pytest.mark.parametrize("budget", [6144, 18432, 30720])
+def test_the_committed_budgets_are_met_by_soft_prompts_prefixes_and_lora(budget: int) -> None:
+    shape = mp.GPT2.from_pretrained("nano").config
+    names = ("soft_prompt", "prefix", "lora")
+    kept = [count(unstarted(method_of(USUAL[name], 0, f"numbers={budget}", shape)), shape).kept for name in names]
+    assert kept == [budget] * 3
 
 
 def test_the_scale_of_lora_stays_when_its_rank_changes() -> None:

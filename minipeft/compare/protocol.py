@@ -19,6 +19,8 @@ else:
 
 ALL = "all"
 """Of the examples, in a file; TOML has no null."""
+NONE = "none"
+"""For the same reason: no MLP is `reparam = "none"`."""
 SIZE = re.compile(r"(length|numbers)=[1-9]\d*")
 
 
@@ -118,7 +120,10 @@ def _part(told: dict[str, Any]) -> Part:
 def _contender(name: str, told: dict[str, Any]) -> Contender:
     told = dict(told)
     method, trials = told.pop("method", name), _tables("trials", told.pop("trials", []))
-    return Contender(name, method, told, tuple(trials))
+    settings, *trials = (
+        {key: None if value == NONE else value for key, value in one.items()} for one in (told, *trials)
+    )
+    return Contender(name, method, settings, tuple(trials))
 
 
 def _checked(kind: Any, where: str, told: Mapping[str, Any]) -> dict[str, Any]:
