@@ -65,7 +65,7 @@ class PromptBank:
         no prompt or prefix; FileNotFoundError if there is no such folder; and what `minipeft.load` raises.
         """
         self._check_free(task)
-        tuned = prompt if isinstance(prompt, Tuned) else load(str(prompt), self.model)
+        tuned = prompt if isinstance(prompt, Tuned) else load(prompt, self.model)
         if tuned.base is not self.model:
             raise ValueError(f"the prompt for {task!r} was tuned on another model than this bank's.")
         method = tuned.method.name

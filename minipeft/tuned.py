@@ -34,7 +34,7 @@ CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 SHIPPED_ADAPTERS = Path(__file__).parent / "assets" / "prompts"
 
 
-def find_adapter(name: str) -> Path:
+def find_adapter(name: str | Path) -> Path:
     """The folder of an adapter that ships, or the folder that was named. Raises FileNotFoundError if neither is."""
     shipped = SHIPPED_ADAPTERS / name
     if Path(name).is_dir():
@@ -64,7 +64,7 @@ def load(folder: str | Path, model: GPT2) -> "Tuned":
 
     Raises FileNotFoundError if a file is missing, CheckpointError if the files are damaged or made for another model.
     """
-    folder = find_adapter(str(folder))
+    folder = find_adapter(folder)
     config_path, weights_path = folder / CONFIG_FILE, folder / WEIGHTS_FILE
     config = read_json(config_path)
     method = method_of(config, model, config_path)

@@ -16,17 +16,30 @@ from minipeft.plots import GREY, figures, write_figure
 
 OUT = Path(__file__).parents[1] / "docs" / "doors.png"
 BLOCKS, TOKENS, LEARNED = ("block 1", "block 2", "…", "block 12"), 5, 3
-DOORS: tuple[tuple[str, str, str, Method, str], ...] = (
-    ("input", "vectors before the text", "soft prompt, P-tuning", SoftPrompt(20, "random"), YELLOW),
-    ("memory", "keys and values in every block", "prefix", Prefix(10, None, "random"), PURPLE),
-    ("weights", "modules beside the weights", "LoRA, IA³, adapters, LLaMA-Adapter, BitFit", LoRA(8), ORANGE),
+DOORS: tuple[tuple[str, str, str, str, Method, str], ...] = (
+    (
+        "input",
+        "vectors before the text",
+        "soft prompt, P-tuning",
+        "a soft prompt of 20",
+        SoftPrompt(20, "random"),
+        YELLOW,
+    ),
+    ("memory", "keys and values in every block", "prefix", "a prefix of 10", Prefix(10, None, "random"), PURPLE),
+    (
+        "weights",
+        "modules beside the weights",
+        "LoRA, IA³, adapters, LLaMA-Adapter, BitFit",
+        "LoRA of rank 8",
+        LoRA(8),
+        ORANGE,
+    ),
 )
-NAMES = ("a soft prompt of 20", "a prefix of 10", "LoRA of rank 8")
 
 
 def main() -> None:
     figure, panels = figures().subplots(1, 3, figsize=(10, 4.2), layout="constrained")
-    for axes, name, (door, what, methods, method, colour) in zip(panels, NAMES, DOORS, strict=True):
+    for axes, (door, what, methods, name, method, colour) in zip(panels, DOORS, strict=True):
         kept = count(method, PUBLIC["gpt2"].config)
         axes.set_title(f"{door}: {what}", fontsize=11, loc="center")
         model(axes, door, colour)

@@ -8,11 +8,10 @@ import importlib.util
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -25,12 +24,10 @@ from filelock import FileLock
 
 import minipeft
 from minipeft.cli import app
+from tests.browser import SCREENSHOTS, chromium, needs_browser, until
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-SCREENSHOTS = ROOT / "build" / "screenshots"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DRIVER = shutil.which("chromedriver")
 DESKTOP, PHONE = (1300, 1000), (390, 844)
 LESSONS = sorted((ROOT / "lessons" / "solutions").glob("[0-9][0-9]_*.ipynb"))
 GUIDES = [DOCS / f"{name}.md" for name in ("index", "learn", "test", "make")] + sorted((DOCS / "how_to").glob("*.md"))
@@ -38,9 +35,6 @@ GUIDES = [DOCS / f"{name}.md" for name in ("index", "learn", "test", "make")] + 
 needs_sphinx = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("sphinx", "myst_nb", "sphinx_book_theme", "ziamath")),
     reason='the site cannot be built: pip install -e ".[site]"',
-)
-needs_browser = pytest.mark.skipif(
-    CHROMIUM is None or DRIVER is None, reason="no browser: install chromium and chromium-driver"
 )
 
 
@@ -190,7 +184,9 @@ class Window(NamedTuple):
 
     def find(self, selector: str) -> Any:
         """The first visible element, once there is one."""
-        return until(lambda: next(filter(lambda one: one.is_displayed(), self.all(selector)), None), selector)
+        return until(
+            lambda: next(filter(lambda one: one.is_displayed(), self.all(selector)), None), f"there is no {selector}"
+        )
 
     def all(self, selector: str) -> list[Any]:
         return list(self.chrome.find_elements("css selector", selector))
@@ -211,18 +207,8 @@ class Window(NamedTuple):
 
 @pytest.fixture
 def window(site: Path) -> Iterator[Window]:
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    for option in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars"):
-        options.add_argument(option)
-    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=DRIVER))
-    try:
+    with chromium("--hide-scrollbars", logs={"performance": "ALL", "browser": "ALL"}) as chrome:
         yield Window(chrome, site)
-    finally:
-        chrome.quit()
 
 
 @needs_sphinx
@@ -244,8 +230,11 @@ def test_search_finds_the_prefix(window: Window) -> None:
     window.open("index.html")
     window.find("button.search-button-field, button.search-button").click()
     window.find('input[type="search"]').send_keys("prefix", Keys.ENTER)
-    results = until(lambda: window.all("#search-results li a"), "search found nothing")
-    assert any("Prefix tuning" in result.text for result in results)
+
+    def found() -> bool:  # results come one by one
+        return any("Prefix tuning" in result.text for result in window.all("#search-results li a"))
+
+    assert until(found, "search did not find the lesson")
     window.screenshot("search")
 
 
@@ -265,7 +254,7 @@ def test_a_lesson_shows_its_figures_and_keeps_its_solution_until_asked(window: W
     window.chrome.execute_script("arguments[0].scrollIntoView({block: 'center'})", summary)
     window.screenshot("solution_folded")
     summary.click()
-    until(code.is_displayed, "solution to be seen")
+    until(code.is_displayed, "there is no solution to be seen")
     assert "def prefix_attention" in code.text
     window.screenshot("solution")
 
@@ -281,7 +270,7 @@ def test_light_and_dark(window: Window) -> None:
             window.find("button.theme-switch-button").click()  # a menu, or in older themes a step to the next mode
             if choice := window.all(f"button.dropdown-item[data-mode={mode}]"):
                 choice[0].click()
-            until(lambda before=before: window.mode() != before, "change of colours")
+            until(lambda before=before: window.mode() != before, "there is no change of colours")
         backgrounds.append(window.chrome.execute_script("return getComputedStyle(document.body).backgroundColor"))
     assert backgrounds[0] != backgrounds[1]
     window.chrome.refresh()
@@ -311,18 +300,3 @@ def test_pages_fit_a_desk_and_a_phone_and_ask_nobody(window: Window, page: str) 
     errors = [entry["message"] for entry in window.chrome.get_log("browser") if entry["level"] == "SEVERE"]
     # The theme for Python 3.10 loads its font of icons a second time in a way that files do not allow.
     assert [error for error in errors if "webfonts" not in error] == []
-
-
-def until(holds: Callable[[], Any], what: str) -> Any:
-    """What `holds` gives, once it gives something; fail with `what` after a minute."""
-    from selenium.common.exceptions import StaleElementReferenceException
-
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        try:
-            if found := holds():
-                return found
-        except StaleElementReferenceException:
-            pass
-        time.sleep(0.1)
-    pytest.fail(f"there is no {what}")

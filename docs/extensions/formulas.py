@@ -2,6 +2,7 @@
 
 import html
 from typing import Any
+from xml.etree import ElementTree
 
 import ziamath
 from docutils import nodes
@@ -37,6 +38,4 @@ def _svg(latex: str, inline: bool) -> str:
     picture.set("style", f"vertical-align: {drawn.getyofst() / POINTS:.3f}em")
     picture.set("role", "img")
     picture.set("aria-label", html.unescape(latex))
-    from xml.etree import ElementTree
-
     return ElementTree.tostring(picture, encoding="unicode")

@@ -220,15 +220,13 @@ def _explain_shares(found: float, before: Tensor, after: Tensor) -> None:
             "that is a second softmax, over weights; they need only be divided by their sum.",
             (text.softmax(dim=-1) - before).abs().max(),
         ),
-        (
-            "the weights are divided by one number for a whole row of the batch or a head; each query gives the text "
-            "another part, so divide by its own.",
-            (text / sums.mean(dim=(1, 2), keepdim=True) - before).abs().max(),
-        ),
-        (
-            "the weights are divided by one number for a whole row of the batch or a head; each query gives the text "
-            "another part, so divide by its own.",
-            (text / sums.mean(dim=2, keepdim=True) - before).abs().max(),
+        *(
+            (
+                "the weights are divided by one number for a whole row of the batch or a head; each query gives the "
+                "text another part, so divide by its own.",
+                (text / sums.mean(dim=dims, keepdim=True) - before).abs().max(),
+            )
+            for dims in ((1, 2), (2,))
         ),
     ):
         require(abs(found - float(wrong)) > 1e-5, mistake)

@@ -50,7 +50,7 @@ def inspect(
         raise FileNotFoundError(f"there is no file {what}.")
     path = Path(what).parent if Path(what).name == WEIGHTS_FILE else Path(what)
     if not known and not path.is_file():
-        path = find_adapter(str(path))
+        path = find_adapter(path)
         if (path / CONFIG_FILE).exists():
             _adapter(path, load(path, load_model(model, "cpu")), every, text, plot)
             return

@@ -6,32 +6,27 @@ Screenshots are left in `build/screenshots`.
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from minipeft.course.notebooks import for_learners, read_lessons, solved, tags, text_of
+from tests.browser import SCREENSHOTS, chromium, needs_browser, until
 
 ROOT = Path(__file__).parents[2]
-SCREENSHOTS = ROOT / "build" / "screenshots"
-SECONDS = 120
+_until = partial(until, seconds=120)
 NOT_RUN = ("", "[ ]:", "[*]:")
 """What stands before a cell that has not run to its end; JupyterLab may draw a cell anew, so it is looked up again."""
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DRIVER = shutil.which("chromedriver")
 
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None or DRIVER is None, reason="no browser: install chromium and chromium-driver"),
-    pytest.mark.xdist_group("browser"),
-]
+pytestmark = [needs_browser, pytest.mark.xdist_group("browser")]
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +67,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     )
     address = f"http://127.0.0.1:{port}"
     try:
-        _until(
-            lambda: _answers(f"{address}/api/status?token=lesson"), "JupyterLab does not answer", home / "jupyter.log"
-        )
+        log_file = home / "jupyter.log"
+        _until(lambda: _answers(f"{address}/api/status?token=lesson"), "JupyterLab does not answer", log=log_file)
         yield address
     finally:
         server.terminate()
@@ -84,17 +78,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def browser() -> Iterator[Any]:
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for option in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1300,1500"):
-        options.add_argument(option)
-    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=DRIVER))
-    try:
+    with chromium("--window-size=1300,1500") as chrome:
         yield chrome
-    finally:
-        chrome.quit()
 
 
 class Notebook:
@@ -229,21 +214,6 @@ def test_a_control_can_be_moved(lab: str, browser: Any) -> None:
     _until(lambda: notebook.output(control) not in ("", before), "moving the control changed nothing")
     _until(lambda: "Once upon a time" in notebook.output(control), "the control shows no text any more")
     notebook.screenshot(control, "lesson_05_control")
-
-
-def _until(holds: Callable[[], Any], otherwise: str, log: Path | None = None) -> None:
-    """Wait until `holds`; fail with `otherwise` after a long time."""
-    from selenium.common.exceptions import StaleElementReferenceException
-
-    end = time.monotonic() + SECONDS
-    while time.monotonic() < end:
-        try:
-            if holds():
-                return
-        except StaleElementReferenceException:
-            pass
-        time.sleep(0.2)
-    pytest.fail(otherwise + ("" if log is None else f":\n{log.read_text(encoding='utf-8')[-2000:]}"))
 
 
 def _answers(address: str) -> bool:
