@@ -13,9 +13,10 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from minipeft.compare import read_study
+from minipeft.compare import pages, read_study
 from minipeft.compare.figures import draw
 from minipeft.compare.report import MEASURES, Cell, Report
 from minipeft.compare.results import RESULTS_FILE, Results
@@ -104,13 +105,19 @@ def computed(report: Report) -> dict[str, Callable[..., str]]:
         }
         return f"{counts[what]:,.0f}" if what != "hours" else f"{counts[what]:.1f}"
 
+    def paired(part: str, model: str | None = None) -> str:
+        return pages.paired_table(report, part, PAIRS, **({"model": model} if model else {}))
+
     return {
-        "main": report.main_table,
-        "costs": report.cost_table,
-        "curve": report.curve_table,
-        "examples": lambda part, model, one, other: over_examples(report, part, model, one, other),
-        "starts": report.sweep_table,
-        "paired": lambda part, *models: report.paired_table(part, PAIRS, **({"model": models[0]} if models else {})),
+        "main": partial(pages.main_table, report),
+        "costs": partial(pages.cost_table, report),
+        "measures": partial(pages.measures_table, report),
+        "samples": partial(pages.samples_table, report),
+        "curve": partial(pages.curve_table, report),
+        "models": partial(pages.models_table, report),
+        "examples": partial(over_examples, report),
+        "starts": partial(pages.sweep_table, report),
+        "paired": paired,
         "score": score,
         "cost": lambda part, task, model, contender, what: f"{cell(part, task, model, contender).of(what):,.0f}",
         "difference": difference,

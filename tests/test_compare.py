@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,24 @@ from minipeft.compare import Results, Study, StudyError, compete, inputs, read_s
 from minipeft.compare.bare import LinearProbe
 from minipeft.compare.compete import STUDY_FILE
 from minipeft.compare.contenders import USUAL, method_of, resized, unstarted
+from minipeft.compare.figures import over_models
 from minipeft.compare.machine import Meter
+from minipeft.compare.pages import (
+    comma_separated,
+    curve_table,
+    main_table,
+    markdown,
+    measures_table,
+    models_table,
+    samples_table,
+    write_report,
+)
 from minipeft.compare.protocol import told_of
-from minipeft.compare.report import Report, comma_separated, markdown, write_report
+from minipeft.compare.report import Report
 from minipeft.compare.results import RESULTS_FILE, pack, unpack
 from minipeft.compare.sealed import SealedTask, StillSealed
 from minipeft.compare.statistics import differences, holm, mean_of
+from minipeft.compare.study import Run
 from minipeft.compare.writing import distinct, overlap
 from minipeft.generate import generate
 from minipeft.overview import count
@@ -232,7 +244,7 @@ def test_a_part_may_take_over_choices_and_vary_a_size(tmp_path: Path) -> None:
     assert {row["stage"] for row in longer} == {"final"}
     assert [row["read"] for row in results.rows.values() if row["part"] == "few"] == [8, 40]
     report = Report(study, results)
-    assert "(896)" in report.curve_table("longer", "size", "tiny", "pico")
+    assert "(896)" in curve_table(report, "longer", "size", "tiny", "pico")
     assert list(report.unfinished()) == []
     assert {path.name for path in write_report(study, tmp_path)} >= {"longer_size.png", "few_examples.png"}
 
@@ -281,7 +293,7 @@ def test_seeds_that_diverge_are_told_beside_the_mean(finished: tuple[Study, Path
             del row["test"]
     (tmp_path / RESULTS_FILE).write_text("".join(json.dumps(row) + "\n" for row in rows[:-1]), encoding="utf-8")
     report = Report(study, Results(tmp_path / RESULTS_FILE))
-    assert "(1 of 2 diverged)" in report.main_table("main") or rows[-1]["contender"] == "full"
+    assert "(1 of 2 diverged)" in main_table(report, "main") or rows[-1]["contender"] == "full"
     assert list(report.unfinished()) == ["main: 1 runs are not done yet."]
 
 
@@ -294,6 +306,41 @@ def test_a_score_without_seeds_stands_for_every_seed(finished: tuple[Study, Path
     over_examples = report.paired_over_examples("main", "full", "majority", "tiny", "pico")
     assert over_examples is not None
     assert (over_examples.value, over_examples.runs) == (pytest.approx(found.mean.value, abs=1e-4), 20)
+
+
+def test_from_model_to_model_the_gap_to_full_finetuning_is_told_seed_by_seed(tmp_path: Path) -> None:
+    three = settings(models=["pico", "nano", "larger"]) | {"models": {"larger": "nowhere"}}
+    study, results = study_of(three), Results(tmp_path / RESULTS_FILE)
+    (part,) = study.parts
+    accuracies = {("soft_prompt", "pico"): (0.5, 0.6), ("soft_prompt", "nano"): (0.7, 0.75)}
+    accuracies |= {("full", "pico"): (0.8, 0.7), ("full", "nano"): (0.8, 0.8)}
+    common = {"commit": "", "diverged": None, "dev": 0.5}
+
+    def keep(run: Run, **found: object) -> None:
+        results.append({"key": study.key(run), **asdict(run), **common, **found})
+
+    for run in study.sweep(part):
+        keep(run)
+    results.close(study, part)
+    for run in study.finals(part, results.choices(study, part)):
+        scores = accuracies.get((run.contender, run.model), (0.5, 0.5))
+        keep(run, test={"accuracy": scores[run.seed - 1], "loss": 1.0})
+    report = Report(study, results)
+    lines = models_table(report, "tiny").splitlines()
+    assert lines[0].startswith("| method | pico | nano | larger | behind full finetuning, pico | ")
+    told = next(line for line in lines if "soft prompt" in line)
+    assert told.startswith("| soft prompt | 55.0 ")
+    # Behind by 30 and 10 points on pico, by 10 and 5 on nano; Student's t of two values is 12.706.
+    assert told.endswith("| 20.0 ± 127.1 | 7.5 ± 31.8 | 0.0 ± 0.0 |")
+    assert models_table(report, "tiny", best="nobody").splitlines()[0] == "| method | pico | nano | larger |"
+    assert "## From model to model" in markdown(report)
+    drawn = over_models(report, "tiny")
+    assert [text.get_text() for text in drawn.axes[0].get_xticklabels()] == ["pico", "nano", "larger"]
+    assert len(drawn.axes[0].get_legend().get_texts()) == len(PART["contenders"])
+
+
+def test_one_model_is_no_picture(finished: tuple[Study, Path]) -> None:
+    assert over_models(Report(finished[0], Results(finished[1] / RESULTS_FILE)), "tiny") is None
 
 
 def test_divergence_is_a_row_without_a_score(tmp_path: Path) -> None:
@@ -509,7 +556,14 @@ def test_what_is_told_of_fields_is_scored_for_the_bare_model_as_for_a_tuned_one(
     finals = {row["contender"]: row["test"] for row in results.rows.values() if row["stage"] == "final"}
     assert finals.keys() == {"zero_shot", "soft_prompt"}
     assert all(test.keys() == {"perplexity", "loss", "bleu", "rouge_l", "nist"} for test in finals.values())
-    assert "e2e, pico: BLEU" in Report(study, results).main_table("main")
+    report = Report(study, results)
+    assert "e2e, pico: BLEU" in main_table(report, "main")
+    assert measures_table(report, "main", "e2e", "pico").startswith("| method | BLEU | perplexity | ROUGE-L | NIST |")
+    own = [row for row in results.rows.values() if row["contender"] == "soft_prompt" and row["stage"] == "final"]
+    given = list(dict.fromkeys(example.text for example in rows["test"]))[: len(own[0]["samples"])]
+    assert [sample["given"] for sample in own[0]["samples"]] == given
+    assert f"| {given[0]} | zero-shot prompt | " in samples_table(report, "main", "e2e", "pico")
+    assert "NIST" in markdown(report)
 
 
 def test_a_judge_says_what_steered_texts_are_and_seeds_draw_different_ones(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -523,8 +577,9 @@ def test_a_judge_says_what_steered_texts_are_and_seeds_draw_different_ones(monke
 
     found = [writing.steer(write, model, judge, "positive", seed) for seed in (1, 2)]
     assert not set(drawn[0]) & set(drawn[1])
-    assert found[0] != found[1]
-    assert set(found[0]) == {"as_wanted", "distinct_1", "distinct_2", "base_perplexity"}
+    assert found[0].samples != found[1].samples
+    assert found[0].samples[0]["written"].startswith(writing.OPENING)
+    assert set(found[0].scores) == {"as_wanted", "distinct_1", "distinct_2", "base_perplexity"}
 
 
 def test_on_cuda_seconds_pass_until_the_device_is_done_and_memory_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,7 +69,7 @@ def compare(
     """
     from minipeft.compare import compete, read_study, study_of
     from minipeft.compare.compete import STUDY_FILE
-    from minipeft.compare.report import write_report
+    from minipeft.compare.pages import write_report
     from minipeft.devices import choose_device
 
     if report is not None:

@@ -34,7 +34,7 @@ COSTS = {
 
 
 def draw(report: "Report", folder: Path) -> list[Path]:
-    """The pictures that each part's shape and rows allow, as PNG files named after the part."""
+    """The pictures that each part's shape and rows allow, as PNG files named after the part or the task."""
     drawn = []
     for part in report.study.parts:
         paths: dict[str, Any] = {}
@@ -52,6 +52,10 @@ def draw(report: "Report", folder: Path) -> list[Path]:
         for name, figure in paths.items():
             drawn.append(folder / f"{part.name}_{name}.png")
             write_figure(figure, drawn[-1])
+    for task in report.study.tasks:
+        if figure := over_models(report, task):
+            drawn.append(folder / f"{task}_models.png")
+            write_figure(figure, drawn[-1])
     return drawn
 
 
@@ -60,6 +64,40 @@ def colour_of(contender: str) -> str:
     from minipeft.compare.contenders import BARE
 
     return GREY if contender in (*BARE, "linear_probe") else FAMILY.get(contender, BESIDE_WEIGHTS)
+
+
+def over_models(report: "Report", task: str) -> Any:
+    """Test score from model to model, a line for each contender that was tested on all; None below three models."""
+    found = report.over_models(task)
+    models = list(dict.fromkeys(model for cells in found.values() for model in cells))
+    if len(models) < 3:
+        return None
+    lines = {name: [cells[model] for model in models] for name, cells in found.items() if len(cells) == len(models)}
+    figure, axes = figures().subplots(figsize=(7.6, 4.2), layout="constrained")
+    for place, (name, cells) in enumerate(lines.items()):
+        means = [cell.mean for cell in cells]
+        halves = [0.0 if math.isnan(mean.half) else mean.half for mean in means]
+        shifted = [
+            x + 0.03 * (place - (len(lines) - 1) / 2) for x in range(len(models))
+        ]  # so that no bar hides another
+        axes.errorbar(
+            shifted,
+            [mean.value for mean in means],
+            yerr=halves,
+            fmt=f"{MARKERS[place % len(MARKERS)]}-",
+            color=COLOURS[place % len(COLOURS)],
+            label=called(name),
+            markersize=6,
+            linewidth=1.5,
+            elinewidth=1,
+            capsize=2.5,
+        )
+    axes.set_xticks(range(len(models)), models, fontsize=10)
+    axes.set_ylabel(_measure(next(iter(lines.values()), [])), fontsize=10)
+    axes.set_title(f"{task}, from model to model: mean and 95 % interval over seeds", fontsize=11, loc="left")
+    axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
 
 
 def _scores(report: "Report", part: Part) -> Any:

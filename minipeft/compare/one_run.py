@@ -141,12 +141,16 @@ class Performer:
             answers = label_log_likelihoods(tuned, encoder, examples)
             score = score_labels(encoder, examples, answers)
             return {"test": _scores(score), "right": _right(task, examples, answers)}
-        found = _scores(evaluate(tuned, encoder, examples))
+        found, written = _scores(evaluate(tuned, encoder, examples)), None
         if is_told(self.study, run.task):
-            found |= tell(writer_of(tuned), encoder, examples)
+            written = tell(writer_of(tuned), encoder, examples)
         if is_steered(self.study, run.task):
-            found |= steer(writer_of(tuned), tuned.base, judge_in(self.folder / JUDGE_FOLDER), run.task, run.seed)
-        return {"test": {what: None if value is None else number_or_none(value) for what, value in found.items()}}
+            judge = judge_in(self.folder / JUDGE_FOLDER)
+            written = steer(writer_of(tuned), tuned.base, judge, run.task, run.seed)
+        if written is None:
+            return {"test": found}
+        scores = {what: number_or_none(value) for what, value in written.scores.items()}
+        return {"test": {**found, **scores}, "samples": written.samples}
 
     def _unsealed(self, run: Run, sealed: SealedTask) -> tuple[Example, ...]:
         return sealed.unseal(lambda: self.is_closed(run))

@@ -1,19 +1,15 @@
-"""What a study found, as tables: everything in them is computed from the rows of its results, and from nothing else."""
+"""What a study found: scores, costs and differences, all computed from the rows of its results."""
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from minipeft.compare.results import RESULTS_FILE, Results, Row, unpack
+from minipeft.compare.results import Results, Row, unpack
 from minipeft.compare.statistics import Difference, Mean, differences, mean_of
-from minipeft.compare.study import FINAL, SWEEP, Part, Study, StudyError
-from minipeft.compare.tables import axis_told, called, chosen, dev_told, mean_told, p_told, plain, start_of, table
-from minipeft.files import write_atomically
+from minipeft.compare.study import FINAL, SWEEP, Study, StudyError
+from minipeft.compare.tables import mean_told, start_of
 
 MEASURES: Mapping[str, tuple[str, float, bool]] = {
     "bleu": ("BLEU", 1.0, True),
@@ -22,7 +18,14 @@ MEASURES: Mapping[str, tuple[str, float, bool]] = {
     "perplexity": ("perplexity", 1.0, False),
 }
 """The first that a test has is its measure: how it is called, what it is multiplied by, whether higher is better."""
-
+BESIDE = {
+    "rouge_l": "ROUGE-L",
+    "nist": "NIST",
+    "distinct_1": "distinct-1, %",
+    "distinct_2": "distinct-2, %",
+    "base_perplexity": "the bare model's perplexity",
+}
+"""What else is measured on written text, and how it is called."""
 
 CROSSED = ("task", "model", "contender", "examples", "size")
 
@@ -34,6 +37,7 @@ class Cell:
     measure: by what it is judged, the same for all contenders on a task.
     """
 
+    part: str
     task: str
     model: str
     contender: str
@@ -89,7 +93,7 @@ class Report:
             if whole:
                 of = dict(zip(CROSSED, key, strict=True))
                 measure = self.measure(part, of["task"])
-                cells.append(Cell(**of, measure=measure, rows=whole, diverged=len(rows) - len(whole)))
+                cells.append(Cell(part, **of, measure=measure, rows=whole, diverged=len(rows) - len(whole)))
         return cells
 
     def measure(self, part: str, task: str) -> str:
@@ -98,60 +102,32 @@ class Report:
         shared = (name for name in MEASURES if all(test.get(name) is not None for test in tests))
         return next(shared, "accuracy")
 
-    def main_table(self, part: str) -> str:
-        """A row per contender, a column per task and model: mean and 95 % interval over seeds; then what one costs."""
-        cells = {(cell.contender, cell.task, cell.model): cell for cell in self.cells(part)}
-        told = self.study.part(part)
-        columns = [(task, model) for model in told.models for task in told.tasks]
-        units = {task: MEASURES[self.measure(part, task)][0] for task in told.tasks}
-        heads = [f"{task}, {model}: {units[task]}" for task, model in columns]
-        head = ["method", *heads, *(f"numbers, {model}" for model in told.models)]
-        rows = []
-        for name in told.contenders:
-            own = [cells.get((name, *column)) for column in columns]
-            kept = [next((c for c in own if c and c.model == model), None) for model in told.models]
-            numbers = ["" if cell is None else f"{cell.of('kept'):,.0f}" for cell in kept]
-            rows.append([called(name), *(cell.told() if cell else "" for cell in own), *numbers])
-        return table(head, rows, right=len(head) - 1)
+    def by_seed(self, cell: Cell) -> dict[int, float]:
+        """The scores of a cell; what is not trained has one, which stands for every seed."""
+        own = dict(zip((row["seed"] for row in cell.rows), cell.scores(), strict=True))
+        if self.study.contenders[cell.contender].trials:
+            return own
+        return dict.fromkeys(self.study.part(cell.part).seeds, next(iter(own.values())))
 
-    def cost_table(self, part: str, task: str, model: str) -> str:
-        """What each contender trains, keeps, and takes, on one task and model."""
-        costs = ("trained", "kept", "bytes a task", "core seconds of training", "peak memory, MB", "lr and start")
-        head = ["method", "score", *costs]
-        rows = []
-        for cell in self.cells(part, task=task, model=model):
-            trained = cell.of("seconds") > 0
-            peak = cell.of("peak_bytes")
-            rows.append(
-                [
-                    called(cell.contender),
-                    cell.told(),
-                    f"{cell.of('trainable'):,.0f}",
-                    f"{cell.of('kept'):,.0f}",
-                    f"{cell.of('bytes'):,.0f}",
-                    f"{cell.of('seconds'):.0f}" if trained else "",
-                    f"{peak / 1e6:,.0f}" if peak else "",
-                    chosen(cell.rows[0]),
-                ]
-            )
-        return table(head, rows, right=7)
+    def over_models(self, task: str) -> dict[str, dict[str, Cell]]:
+        """By contender and model: what was tested on a task at the usual size with all examples, in any part."""
+        found: dict[str, dict[str, Cell]] = {}
+        for part in self.study.parts:
+            for cell in self.cells(part.name, task=task, size=None, examples=None):
+                found.setdefault(cell.contender, {}).setdefault(cell.model, cell)
+        return {name: cells for name, cells in found.items() if len(cells) > 1}
 
-    def curve_table(self, part: str, axis: str, task: str, model: str) -> str:
-        """A row per contender, a column per value of "size" or "examples", on one task and model."""
-        told = self.study.part(part)
-        values: Sequence[Any] = told.sizes if axis == "size" else told.examples
-        head = [f"{task}, {model}: {MEASURES[self.measure(part, task)][0]}", *map(axis_told, values)]
-        rows = []
-        for name in told.contenders:
-            cells = {getattr(c, axis): c for c in self.cells(part, task=task, model=model, contender=name)}
-            own = (cells.get(value) for value in values)
-            rows.append([called(name), *(cell.told(numbers=axis == "size") if cell else "" for cell in own)])
-        return table(head, rows, right=len(values))
+    def behind(self, cell: Cell, other: Cell) -> Mean | None:
+        """By how much a cell is worse than another of the same task, seed by seed; None without a seed in common."""
+        ours, theirs = self.by_seed(cell), self.by_seed(other)
+        sign = 1 if MEASURES[cell.measure][2] else -1
+        gaps = [sign * (theirs[seed] - score) for seed, score in ours.items() if seed in theirs]
+        return mean_of(gaps) if gaps else None
 
     def paired(self, part: str, pairs: Sequence[tuple[str, str]], **wanted: Any) -> list[Difference]:
         """Differences of pairs of contenders over the tasks, models and seeds of a part that both were tested on.
 
-        What is not trained has one score, which stands for every seed. Raises StudyError where tasks are judged by
+        Raises StudyError where tasks are judged by
         measures of which more is better for one and less for another.
         """
         cells = self.cells(part, **wanted)
@@ -160,11 +136,8 @@ class Report:
             raise StudyError(f"part {part}: its tasks are judged in ways that cannot be averaged.")
         scores: dict[str, dict[object, float]] = {}
         for cell in cells:
-            own = dict(zip((row["seed"] for row in cell.rows), cell.scores(), strict=True))
-            if not self.study.contenders[cell.contender].trials:
-                own = dict.fromkeys(self.study.part(part).seeds, next(iter(own.values())))
             of_contender = scores.setdefault(cell.contender, {})
-            for seed, score in own.items():
+            for seed, score in self.by_seed(cell).items():
                 of_contender[cell.task, cell.model, seed] = score
         return differences(scores, pairs, better != {False})
 
@@ -182,33 +155,6 @@ class Report:
             right.append([100 * float(share) for share in np.mean(bits, axis=0)])
         return mean_of([own - others for own, others in zip(*right, strict=True)])
 
-    def paired_table(self, part: str, pairs: Sequence[tuple[str, str]], **wanted: Any) -> str:
-        """The same, as a table."""
-        head = ["", "mean difference", "95 % interval", "pairs", "p, paired t", "p, Holm"]
-        rows = [
-            [
-                f"{called(one.one)} − {called(one.other)}",
-                f"{one.mean.value:+.1f}",
-                f"{one.mean.value - one.mean.half:+.1f} … {one.mean.value + one.mean.half:+.1f}",
-                str(one.mean.runs),
-                p_told(one.p),
-                p_told(one.adjusted),
-            ]
-            for one in self.paired(part, pairs, **wanted)
-        ]
-        return table(head, rows, right=5)
-
-    def sweep_table(self, part: str, task: str, model: str, contender: str) -> str:
-        """Dev scores of a contender's trials, a row per start and a column per learning rate."""
-        grid = self.grid(part, task, model, contender)
-        rates = sorted({rate for _, rate in grid})
-        starts = list(dict.fromkeys(start for start, _ in grid))
-        rows = [
-            [start, *(dev_told(grid[start, rate]) if (start, rate) in grid else "" for rate in rates)]
-            for start in starts
-        ]
-        return table(["start", *(f"{rate:g}" for rate in rates)], rows, right=len(rates))
-
     def grid(self, part: str, task: str, model: str, contender: str) -> dict[tuple[str, float], float | None]:
         """Dev score by start and learning rate of the trials that were run; None where training diverged."""
         found = {}
@@ -223,72 +169,3 @@ class Report:
         for name, missing in self._missing.items():
             if missing:
                 yield f"{name}: {missing} runs are not done yet."
-
-    def whole(self, part: Part) -> list[str]:
-        """The tables that fit the shape of a part, each under a heading."""
-        found = []
-        if part.seeds and len(part.sizes) == 1 and len(part.examples) == 1:
-            found.append(self.main_table(part.name))
-            found += [
-                f"{task}, {model}:\n\n{self.cost_table(part.name, task, model)}"
-                for task in part.tasks
-                for model in part.models
-            ]
-        for axis, values in (("size", part.sizes), ("examples", part.examples)):
-            if part.seeds and len(values) > 1:
-                found += [
-                    self.curve_table(part.name, axis, task, model) for task in part.tasks for model in part.models
-                ]
-        if not part.seeds:
-            found += [
-                f"{called(name)}, {task}, {model}:\n\n{self.sweep_table(part.name, task, model, name)}"
-                for task in part.tasks
-                for model in part.models
-                for name in part.contenders
-            ]
-        return found
-
-
-def markdown(report: Report) -> str:
-    """The report as a page."""
-    lines = [f"# {report.study.name}", ""]
-    lines += [f"*{line}*\n" for line in report.unfinished()]
-    for part in report.study.parts:
-        if report.rows(part.name):
-            lines += [f"## {part.name}", "", *(f"{one}\n" for one in report.whole(part))]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-COLUMNS = (
-    *("stage", "part", "task", "model", "contender", "examples", "size", "seed", "trial", "dev"),
-    *("trainable", "kept", "bytes", "tokens", "seconds", "peak_bytes", "best_step", "diverged", "commit"),
-)
-
-
-def comma_separated(report: Report) -> str:
-    """Every run of the report as a line, its test scores in columns of their own."""
-    rows = [row for part in report.study.parts for row in report.rows(part.name)]
-    measures = sorted({name for row in rows for name in row.get("test", {})})
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*COLUMNS, *(f"test_{name}" for name in measures)])
-    for row in rows:
-        test = row.get("test", {})
-        writer.writerow([*(plain(row.get(name)) for name in COLUMNS), *(plain(test.get(name)) for name in measures)])
-    return text.getvalue()
-
-
-def write_report(study: Study, folder: str | Path) -> list[Path]:
-    """Write `report.md`, `report.csv` and the pictures into the folder that holds the results; their paths.
-
-    Raises FileNotFoundError if it holds none.
-    """
-    from minipeft.compare.figures import draw
-
-    folder = Path(folder)
-    if not (folder / RESULTS_FILE).exists():
-        raise FileNotFoundError(f"there are no results in {folder}: minipeft compare --out {folder} makes some.")
-    report = Report(study, Results(folder / RESULTS_FILE))
-    for name, text in (("report.md", markdown(report)), ("report.csv", comma_separated(report))):
-        write_atomically(folder / name, text.encode("utf-8"))
-    return [folder / "report.md", folder / "report.csv", *draw(report, folder)]

@@ -152,6 +152,11 @@ class Study:
             if self.sweep_seed in part.seeds:
                 raise StudyError(f"part {part.name}: seed {self.sweep_seed} is the sweep's; finals need fresh ones.")
 
+    @property
+    def tasks(self) -> list[str]:
+        """Every task of any part, once."""
+        return list(dict.fromkeys(task for part in self.parts for task in part.tasks))
+
     def part(self, name: str) -> Part:
         """The part of this name."""
         return next(part for part in self.parts if part.name == name)

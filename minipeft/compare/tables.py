@@ -69,6 +69,11 @@ def dev_told(score: float | None) -> str:
     return "diverged" if score is None else f"{100 * score:.1f}" if score > 0 else f"{score:.3f}"
 
 
+def quoted(text: str) -> str:
+    """A text that was written, in one cell of a table."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
 def p_told(value: float) -> str:
     """A chance."""
     if math.isnan(value):

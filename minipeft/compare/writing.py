@@ -1,6 +1,7 @@
 """What is measured on text that a model writes: overlap with what people wrote, variety, and what a judge calls it."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,17 @@ JUDGE = "nano"
 """What a judge is finetuned from, whichever model writes."""
 JUDGE_SEED = 100
 AT_ONCE = 32
+SHOWN = 3
 Writer = Callable[[list[list[int]], Sampling], list[list[int]]]
 """Goes on with rows of token ids."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was measured on texts, and the first of them: what was given, and what was written for it."""
+
+    scores: dict[str, float]
+    samples: list[dict[str, str]]
 
 
 def writer_of(tuned: Tuned) -> Writer:
@@ -37,7 +47,7 @@ def writer_of(tuned: Tuned) -> Writer:
     return lambda rows, settings: _rows(generate(tuned.base, rows, settings))
 
 
-def tell(write: Writer, encoder: Encoder, examples: Sequence[Example]) -> dict[str, float]:
+def tell(write: Writer, encoder: Encoder, examples: Sequence[Example]) -> Written:
     """BLEU, ROUGE-L and NIST of what beam search writes for each input, against all texts that people wrote for it.
 
     Raises ValueError if sacrebleu, rouge-score or nltk is not installed.
@@ -55,7 +65,9 @@ def tell(write: Writer, encoder: Encoder, examples: Sequence[Example]) -> dict[s
         for prompt, ids in zip(prompts, write(prompts, settings), strict=True):
             own = [token for token in ids[len(prompt) :] if token != encoder.tokenizer.eot]
             told.append(encoder.tokenizer.decode(own).strip())
-    return overlap(told, [references[text] for text in order])
+    written = dict(zip(order, told, strict=True))
+    samples = [{"given": text, "written": written[text]} for text in list(asked)[:SHOWN]]
+    return Written(overlap(told, [references[text] for text in order]), samples)
 
 
 def overlap(told: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
@@ -95,7 +107,7 @@ def check_scorers() -> None:
         raise ValueError('to score written text, install: pip install "minipeft[compare]"')
 
 
-def steer(write: Writer, base: GPT2, judge: Tuned, wanted: str, seed: int) -> dict[str, float]:
+def steer(write: Writer, base: GPT2, judge: Tuned, wanted: str, seed: int) -> Written:
     """How often a judge calls what is written `wanted`, and how varied and likely it is.
 
     distinct_n: different n-grams of words among all of them, in percent (Li et al. 2016); base_perplexity: what the
@@ -108,12 +120,13 @@ def steer(write: Writer, base: GPT2, judge: Tuned, wanted: str, seed: int) -> di
     encoder = encoder_for(judge, movie, truncate=True)
     found = label_log_likelihoods(judge, encoder, [Example(text, wanted) for text in texts])
     said = found.argmax(dim=1) == list(encoder.label_ids).index(wanted)
-    return {
+    scores = {
         "as_wanted": 100 * float(said.float().mean()),
         "distinct_1": 100 * distinct(texts, 1),
         "distinct_2": 100 * distinct(texts, 2),
         "base_perplexity": _perplexity(base, texts),
     }
+    return Written(scores, [{"given": OPENING, "written": text} for text in texts[:SHOWN]])
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
