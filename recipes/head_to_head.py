@@ -9,6 +9,7 @@ The words are a person's, in recipes/head_to_head.md; {{words in double braces}}
 """
 
 import argparse
+import math
 import re
 import shutil
 import sys
@@ -21,7 +22,7 @@ from minipeft.compare.figures import draw
 from minipeft.compare.report import MEASURES, Cell, Report
 from minipeft.compare.results import RESULTS_FILE, Results
 from minipeft.compare.study import FINAL, SWEEP
-from minipeft.compare.tables import mean_told
+from minipeft.compare.tables import called, mean_told, table
 from minipeft.files import write_atomically
 
 ROOT = Path(__file__).parents[1]
@@ -87,12 +88,41 @@ def computed(report: Report) -> dict[str, Callable[..., str]]:
         found = report.paired(part, [(one, other)], model=model)[0].mean
         return f"{found.value:+.1f} ± {found.half:.1f}"
 
-    def rank(part: str, model: str, place: str) -> str:
-        """The contender that stands at a place, by the mean over tasks of its test scores."""
-        means: dict[str, list[float]] = {}
+    def means_of(part: str, model: str) -> dict[str, float]:
+        """The mean over tasks of each contender's test scores, best first."""
+        scores: dict[str, list[float]] = {}
         for one in report.cells(part, model=model):
-            means.setdefault(one.contender, []).append(one.mean.value * (1 if MEASURES[one.measure][2] else -1))
-        return sorted(means, key=lambda name: -sum(means[name]) / len(means[name]))[int(place) - 1]
+            scores.setdefault(one.contender, []).append(one.mean.value * (1 if MEASURES[one.measure][2] else -1))
+        means = {name: sum(own) / len(own) for name, own in scores.items()}
+        return dict(sorted(means.items(), key=lambda item: -item[1]))
+
+    def rank(part: str, model: str, place: str) -> str:
+        """The contender that stands at a place by its mean, and that mean."""
+        name, mean = list(means_of(part, model).items())[int(place) - 1]
+        return f"{called(name)} ({abs(mean):.1f})"
+
+    def frontier(part: str, model: str, cost: str) -> str:
+        """Contenders that no other beats by its mean at no more cost, cheapest first: what a buyer may choose from."""
+        cells: dict[str, list[Cell]] = {}
+        for one in report.cells(part, model=model):
+            cells.setdefault(one.contender, []).append(one)
+        costs = {name: sum(one.of(cost) for one in own) / len(own) for name, own in cells.items()}
+        told, best = [], -math.inf
+        means = means_of(part, model)
+        for name in sorted(means, key=lambda name: (costs[name], -means[name])):
+            if means[name] > best:
+                told.append(f"{called(name)} ({costs[name]:,.0f}: {abs(means[name]):.1f})")
+                best = means[name]
+        return ", ".join(told)
+
+    def parts() -> str:
+        """What each part took."""
+        rows = []
+        for part in report.study.parts:
+            own = report.rows(part.name)
+            counts = [sum(row["stage"] == stage for row in own) for stage in (SWEEP, FINAL)]
+            rows.append([part.name, *map(str, counts), f"{sum(row['seconds_in_all'] for row in own) / 60:,.0f}"])
+        return table(["part", "trials", "final runs", "core minutes"], rows, right=3)
 
     def total(what: str) -> str:
         rows = [row for part in report.study.parts for row in report.rows(part.name)]
@@ -101,9 +131,9 @@ def computed(report: Report) -> dict[str, Callable[..., str]]:
             "trials": sum(row["stage"] == SWEEP for row in rows),
             "finals": sum(row["stage"] == FINAL for row in rows),
             "diverged": sum(row["diverged"] is not None for row in rows),
-            "hours": sum(row["seconds_in_all"] for row in rows) / 3600,
+            "core_hours": sum(row["seconds_in_all"] for row in rows) / 3600,
         }
-        return f"{counts[what]:,.0f}" if what != "hours" else f"{counts[what]:.1f}"
+        return f"{counts[what]:,.0f}"
 
     def paired(part: str, model: str | None = None) -> str:
         return pages.paired_table(report, part, PAIRS, **({"model": model} if model else {}))
@@ -122,6 +152,8 @@ def computed(report: Report) -> dict[str, Callable[..., str]]:
         "cost": lambda part, task, model, contender, what: f"{cell(part, task, model, contender).of(what):,.0f}",
         "difference": difference,
         "rank": rank,
+        "frontier": frontier,
+        "parts": parts,
         "total": total,
     }
 
