@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from minipeft.kernels.product_attention import by_products, product_attention
 from minipeft.kernels.single_query import single_query_attention
 
 MANY_ROWS = 4
@@ -64,12 +65,15 @@ def fused_attention(
     """The same function by PyTorch's fused kernel, which never stores the [T, S] weights.
 
     On CUDA the mask of a prefix without padding is given as a bias by name, so that the flash kernel can serve it. On a
-    CPU that kernel takes single queries one by one; where keys lie together, products for all of them are faster.
+    CPU that kernel takes single queries one by one; where keys lie together, products for all of them are faster, and
+    so they are in bfloat16 on some processors.
     """
     T, S = q.shape[-2], k.shape[-2]
-    by_products = T == 1 and len(q) >= MANY_ROWS and k.is_contiguous() and not q.is_cuda
-    if by_products and not q.requires_grad and not dropout:
+    many_single = T == 1 and len(q) >= MANY_ROWS and k.is_contiguous() and not q.is_cuda
+    if many_single and not q.requires_grad and not dropout:
         return single_query_attention(q, k, v, mask)
+    if mask is None and T == S and by_products(q, dropout):
+        return product_attention(q, k, v)
     if mask is None and T == S:  # both corners coincide, so the kernel's own causal mask is right
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
     if mask is None and T > 1:  # a single query sees every key and needs no mask

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 import minipeft as mp
 from minipeft.attention import MANY_ROWS, explicit_attention, fused_attention, lower_right_mask
-from minipeft.kernels import chunked_loss, machine, packed_linear
+from minipeft.kernels import chunked_loss, machine, packed_linear, product_attention
 from minipeft.kernels.allocator import move_to_huge_pages, page_out
 from minipeft.kernels.chunked_loss import ROWS, chunked_label_loss
 from minipeft.kernels.mixed_linear import gelu_linear, mixed_linear
@@ -300,6 +300,54 @@ def test_the_mask_that_cuda_knows_by_name_is_ours() -> None:
     q, k, v = (torch.randn(2, 3, n, 8, generator=draw) for n in (5, 9, 9))
     by_name = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=_named_mask(5, 9))
     assert farthest(by_name, explicit_attention(q, k, v, lower_right_mask(5, 9))) < EXACT
+
+
+# -- causal attention by products -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(3, 2, 11, 8), (1, 3, 4, 8), (5, 1, 1, 8)])
+@pytest.mark.parametrize(("block", "most"), [(4, 1), (4, 200), (128, 1 << 23)])
+def test_attention_by_products_is_explicit_attention(
+    block: int, most: int, shape: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In blocks and rows of any number, of tensors that are views of one, as a layer makes them."""
+    monkeypatch.setattr(product_attention, "BLOCK", block)
+    monkeypatch.setattr(product_attention, "MOST_SHARES", most)
+    (B, H, T, Dh), draw = shape, torch.Generator().manual_seed(0)
+    qkv = torch.randn(B, T, 3 * H * Dh, generator=draw).to(dtype).requires_grad_()
+    exact = qkv.detach().double().requires_grad_()
+    weight = torch.randn(shape, generator=draw)
+    found = []
+    for attend, joined in ((product_attention.product_attention, qkv), (explicit_attention, exact)):
+        heads = attend(*(part.unflatten(-1, (H, Dh)).transpose(1, 2) for part in joined.chunk(3, dim=-1)))
+        found.append([heads, *torch.autograd.grad((heads.double() * weight).sum(), joined)])
+    assert found[0][0].dtype == dtype
+    assert found[0][0].transpose(1, 2).is_contiguous()  # what is joined to [B, T, D] without a copy
+    as_close = 1e-5 if dtype == torch.float32 else 0.02
+    for one, other in zip(*found, strict=True):
+        assert farthest(one.double(), other) < as_close * max(1.0, float(other.detach().abs().max()))
+
+
+def test_attention_by_products_is_for_training_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr("minipeft.attention.product_attention", lambda q, k, v: asked.append(q.shape) or v)
+
+    def attend(dtype: torch.dtype = torch.bfloat16, grad: bool = True, **options: Any) -> None:
+        q, k, v = (torch.randn(1, 2, 5, 4, dtype=dtype, requires_grad=grad) for _ in range(3))
+        fused_attention(q, k, v, **options)
+
+    monkeypatch.setattr(product_attention, "QUICK_IN_BFLOAT16", True)
+    monkeypatch.setattr(product_attention, "HAS_AMX", False)
+    attend()
+    assert len(asked) == 1
+    attend(torch.float32)
+    attend(grad=False)
+    attend(dropout=0.1)
+    attend(mask=lower_right_mask(5, 5))
+    monkeypatch.setattr(product_attention, "HAS_AMX", True)
+    attend()
+    assert len(asked) == 1
 
 
 # -- attention of single queries --------------------------------------------------------------------------------------

@@ -65,5 +65,5 @@ class _MixedLinear(torch.autograd.Function):
             seen = x if ctx.gelu is None else F.gelu(x, approximate=ctx.gelu)
             d_weight = (rows.T @ seen.flatten(0, -2).to(rows.dtype)).to(weight.dtype)
         if wants_bias:
-            d_bias = rows.sum(dim=0, dtype=torch.float32).to(weight.dtype)
+            d_bias = rows.sum(dim=0).to(weight.dtype)  # PyTorch adds in fp32; asked for fp32 it copies the rows first
         return d_x, d_weight, d_bias, None
