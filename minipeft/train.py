@@ -81,7 +81,6 @@ def train(
         raise
     finally:
         torch.set_rng_state(random_state)
-    run.save()
     if run.best:
         run.load_into_parameters(run.best)
     return run.result
@@ -97,6 +96,11 @@ def _loop(
     pace: Callable[[float], str],
     watch: Callable[[Mapping[str, object]], None],
 ) -> None:
+    """Steps until the last, patience's end or the time limit, and the state at that moment, saved.
+
+    A run that is out of time is measured once more; its state is the one before that, so that it goes on as if it had
+    not been.
+    """
     result, started = run.result, time.monotonic()
     saved, before, first = started, started - result.seconds, result.step
     bar = progress_bar(label, run.config.steps, result.step) if run.team.is_writer else nullcontext(lambda note: None)
@@ -105,6 +109,9 @@ def _loop(
             late = result.step > first and time.monotonic() - started > (run.config.time_limit or math.inf)
             if run.config.time_limit is not None:
                 (late,) = run.team.any(late)
+            measured_once_more = late and not _is_due(run)
+            if measured_once_more:
+                run.save()
             if result.logged < result.step:
                 row = _finish_step(run, evaluate, late)
                 if run.team.is_writer:
@@ -113,6 +120,8 @@ def _loop(
                 best = f", best {result.best_score:.3f}" if run.best else ""
                 show(f"loss {result.last_loss:.3f}{best}, {pace(seconds)}")
             if result.step == run.config.steps or result.stopped_early or late:
+                if not measured_once_more:
+                    run.save()
                 return
             stop, save = run.team.any(bool(interrupted), time.monotonic() - saved > run.config.save_seconds)
             if stop:
@@ -190,6 +199,12 @@ def _unscale(run: TrainingState, scale: float) -> bool:
     return True
 
 
+def _is_due(run: TrainingState) -> bool:
+    """Whether an evaluation is planned at this step."""
+    step, every = run.result.step, run.config.eval_every
+    return step == run.config.steps or (every > 0 and step % every == 0)
+
+
 def _finish_step(run: TrainingState, evaluate: Evaluation | None, last: bool) -> Mapping[str, object]:
     """Evaluate if this step is one to do so, or the last of this call, and write its row."""
     config, result = run.config, run.result
@@ -197,8 +212,7 @@ def _finish_step(run: TrainingState, evaluate: Evaluation | None, last: bool) ->
     row: dict[str, object] = {"step": result.step, "loss": loss, "lr": config.lr_at(result.step - 1)}
     if result.skipped:
         row["skipped"] = result.skipped
-    due = last or result.step == config.steps or (config.eval_every and result.step % config.eval_every == 0)
-    if evaluate and due:
+    if evaluate and (last or _is_due(run)):
         measured = run.team.broadcast(dict(evaluate()))
         numbers = {what: number for what, number in measured.items() if not isinstance(number, str)}
         for what, number in numbers.items():

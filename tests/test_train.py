@@ -509,6 +509,25 @@ def test_a_run_that_is_out_of_time_is_measured_once_more(tmp_path: Path) -> None
     assert ["score" in row for row in rows_of(tmp_path)] == [True]
 
 
+def test_that_measurement_leaves_no_trace_in_a_run_that_goes_on(tmp_path: Path) -> None:
+    """What is measured here gets worse with every step: out of turn, an early one would be the best, and end it all."""
+    config, start = replace(CONFIG, eval_every=5, patience=2), fresh()["matrix"].detach()
+
+    def run(out: Path, config: TrainConfig) -> TrainResult:
+        parameters = fresh()
+
+        def nearness() -> dict[str, float]:
+            return {"score": -float((parameters["matrix"].detach() - start).abs().sum())}
+
+        return train(parameters, noisy_loss(parameters), config, out, evaluate=nearness, resume=True)
+
+    whole = run(tmp_path / "a", config)
+    for calls in range(1, 13):
+        assert run(tmp_path / "b", replace(config, time_limit=1e-9)).step == calls
+    assert (whole.step, whole.best_step) == (12, 5)
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
 def test_the_last_states_are_kept_and_any_can_be_resumed(tmp_path: Path) -> None:
     config = replace(CONFIG, save_seconds=0.0, keep=3, eval_every=5)
     whole = run_whole(tmp_path / "a", config)
