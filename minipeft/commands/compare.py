@@ -43,7 +43,7 @@ def compare(
     batch_size: Annotated[int | None, typer.Option(help="Examples a step (16).", min=1)] = None,
     sizes: Annotated[
         str | None,
-        typer.Option(help="Sizes of every method: length=5,length=20 or numbers=3072,numbers=15360."),
+        typer.Option(help="Sizes of every method: length=5,length=20 or numbers=6144,numbers=18432."),
     ] = None,
     examples: Annotated[str | None, typer.Option(help="Amounts of training examples, such as 50,200,all.")] = None,
     workers: Annotated[

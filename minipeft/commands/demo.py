@@ -13,7 +13,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="The folder for the table, the plot and the adapters.")] = Path("demo"),
     seed: Seed = 0,
 ) -> None:
-    """Steer the small GPT-2 that ships, on real movie reviews, in under four minutes on two cores.
+    """Steer the small GPT-2 that ships, on real movie reviews, in about six minutes on two cores.
 
     Example:
 
