@@ -21,8 +21,9 @@ from minipeft.compare import pages, read_study
 from minipeft.compare.figures import draw
 from minipeft.compare.report import MEASURES, Cell, Report
 from minipeft.compare.results import RESULTS_FILE, Results
+from minipeft.compare.statistics import holm
 from minipeft.compare.study import FINAL, SWEEP
-from minipeft.compare.tables import called, mean_told, table
+from minipeft.compare.tables import axis_told, called, mean_told, p_told, table
 from minipeft.files import write_atomically
 
 ROOT = Path(__file__).parents[1]
@@ -33,13 +34,15 @@ PAIRS = (
     ("prefix", "soft_prompt"),
     ("prefix_mlp", "prefix"),
     ("deep_prompt_text", "prefix"),
+    ("soft_prompt_labels", "soft_prompt"),
     ("soft_prompt", "calibrated_prompt"),
     ("soft_prompt", "linear_probe"),
     ("lora", "prefix"),
     ("full", "lora"),
-    ("full", "prefix"),
 )
-"""Asked about before anything ran."""
+"""Asked about on nano before anything ran."""
+BY_SIZE = ("numbers", "lengths")
+"""Parts at each of whose sizes the first pair is asked about."""
 
 
 def main() -> None:
@@ -52,12 +55,27 @@ def main() -> None:
     if options.folder:
         shutil.copyfile(options.folder / RESULTS_FILE, ROWS)
     report = Report(read_study(STUDY), Results(ROWS))
+    if wrong := unfit(report):
+        sys.exit(f"docs/head_to_head.md is not written: {wrong}")
     page = written(WORDS.read_text(encoding="utf-8"), report)
     if options.check:
         sys.exit(page != PAGE.read_text(encoding="utf-8") and "docs/head_to_head.md is not what its rows say.")
     PICTURES.mkdir(exist_ok=True)
     draw(report, PICTURES)
     write_atomically(PAGE, page.encode("utf-8"))
+
+
+def unfit(report: Report) -> str:
+    """Why a page of these rows would mislead; empty if it would not."""
+    if missing := list(report.unfinished()):
+        return missing[0]
+    finals = [row for part in report.study.parts for row in report.rows(part.name, FINAL)]
+    commits, machines = ({row[what] for row in finals} for what in ("commit", "machine"))
+    if len(commits) > 1 or any(commit.endswith("+") for commit in commits):
+        return f"its final runs are of {', '.join(sorted(commits))}, and not of one commit."
+    if len(machines) > 1:
+        return f"its final runs are of {'; '.join(sorted(machines))}, so that their seconds do not compare."
+    return ""
 
 
 def written(words: str, report: Report) -> str:
@@ -102,7 +120,7 @@ def computed(report: Report) -> dict[str, Callable[..., str]]:
         return f"{called(name)} ({abs(mean):.1f})"
 
     def frontier(part: str, model: str, cost: str) -> str:
-        """Contenders that no other beats by its mean at no more cost, cheapest first: what a buyer may choose from."""
+        """Contenders that no other equals by its mean at no more cost, cheapest first: cost and mean."""
         cells: dict[str, list[Cell]] = {}
         for one in report.cells(part, model=model):
             cells.setdefault(one.contender, []).append(one)
@@ -135,8 +153,32 @@ def computed(report: Report) -> dict[str, Callable[..., str]]:
         }
         return f"{counts[what]:,.0f}"
 
-    def paired(part: str, model: str | None = None) -> str:
-        return pages.paired_table(report, part, PAIRS, **({"model": model} if model else {}))
+    def by_size() -> str:
+        """The first pair at each size of two parts, p corrected for asking at all of them."""
+        one, other = PAIRS[0]
+        found = [
+            (axis_told(size), report.paired(part, [(one, other)], size=size)[0])
+            for part in BY_SIZE
+            for size in report.study.part(part).sizes
+        ]
+        adjusted = holm([difference.p for _, difference in found])
+        rows = [
+            [size, f"{own.mean.value:+.1f} ± {own.mean.half:.1f}", str(own.mean.runs), p_told(own.p), p_told(p)]
+            for (size, own), p in zip(found, adjusted, strict=True)
+        ]
+        return table(
+            [f"{called(one)} − {called(other)}", "difference", "seeds", "p, paired t", "p, Holm"], rows, right=4
+        )
+
+    def over_examples(part: str, model: str) -> str:
+        """The pairs on each task, with the interval that test examples leave."""
+        tasks = report.study.part(part).tasks
+        rows = []
+        for one, other in PAIRS:
+            means = (report.paired_over_examples(part, one, other, task, model) for task in tasks)
+            told = ["" if mean is None else f"{mean.value:+.1f} ± {mean.half:.1f}" for mean in means]
+            rows.append([f"{called(one)} − {called(other)}", *told])
+        return table([model, *tasks], rows, right=len(tasks))
 
     return {
         "main": partial(pages.main_table, report),
@@ -145,9 +187,10 @@ def computed(report: Report) -> dict[str, Callable[..., str]]:
         "samples": partial(pages.samples_table, report),
         "curve": partial(pages.curve_table, report),
         "models": partial(pages.models_table, report),
-        "examples": partial(over_examples, report),
+        "over_examples": over_examples,
+        "by_size": by_size,
         "starts": partial(pages.sweep_table, report),
-        "paired": paired,
+        "paired": lambda part, model: pages.paired_table(report, part, PAIRS, model=model),
         "score": score,
         "cost": lambda part, task, model, contender, what: f"{cell(part, task, model, contender).of(what):,.0f}",
         "difference": difference,
@@ -156,12 +199,6 @@ def computed(report: Report) -> dict[str, Callable[..., str]]:
         "parts": parts,
         "total": total,
     }
-
-
-def over_examples(report: Report, part: str, model: str, one: str, other: str) -> str:
-    """The difference on each task, with the interval that test examples leave."""
-    found = {task: report.paired_over_examples(part, one, other, task, model) for task in report.study.part(part).tasks}
-    return ", ".join(f"{task} {mean.value:+.1f} ± {mean.half:.1f}" for task, mean in found.items() if mean)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ from minipeft.compare.study import Run
 from minipeft.compare.writing import distinct, overlap
 from minipeft.generate import generate
 from minipeft.overview import count
-from minipeft.tasks import Example, Task
+from minipeft.tasks import Encoder, Example, Task
 from minipeft.train_config import TrainConfig
 
 WORDS = {"good": ("fine", "lovely", "great"), "bad": ("awful", "dull", "poor")}
@@ -242,6 +242,8 @@ def test_a_part_may_take_over_choices_and_vary_a_size(tmp_path: Path) -> None:
     longer = [row for row in results.rows.values() if row["part"] == "longer"]
     assert [row["kept"] for row in longer] == [128, 896]
     assert {row["stage"] for row in longer} == {"final"}
+    both = Report(study, results).paired("longer", [("soft_prompt", "soft_prompt")])
+    assert both[0].mean.runs == 2  # sizes are runs of their own, and not one in place of another
     assert [row["read"] for row in results.rows.values() if row["part"] == "few"] == [8, 40]
     report = Report(study, results)
     assert "(896)" in curve_table(report, "longer", "size", "tiny", "pico")
@@ -381,6 +383,7 @@ def test_text_is_compared_by_its_perplexity_and_a_hard_prompt_by_the_bare_model(
             "there is no contender 'magic'; there are majority",
         ),
         ({"parts": [{**PART, "examples": [1]}]}, 'examples are whole numbers from 2 on, or "all"; one is 1'),
+        ({"told_inputs": 0}, "told_inputs must be at least 1, got 0."),
         ({"parts": [{**PART, "chosen_by": "later"}]}, "chosen_by is 'later', which is no part before it"),
         ({"parts": [{**PART, "tasks": "movie"}]}, "part main: tasks must be a list, got 'movie'"),
         ({"parts": [{"name": "main"}]}, "part main lacks 'tasks'"),
@@ -474,7 +477,7 @@ def test_a_study_can_ask_for_a_prefix_without_its_mlp() -> None:
     assert method_of(study_of(told).contenders["prefix_starts"], 0, None, shape) == method
 
 
-@pytest.mark.parametrize("budget", [6144, 18432, 30720])
+@pytest.mark.parametrize("budget", [6144, 30720])
 def test_the_committed_budgets_are_met_by_soft_prompts_prefixes_and_lora(budget: int) -> None:
     shape = mp.GPT2.from_pretrained("nano").config
     names = ("soft_prompt", "prefix", "lora")
@@ -555,15 +558,43 @@ def test_what_is_told_of_fields_is_scored_for_the_bare_model_as_for_a_tuned_one(
     results = compete(study, tmp_path, workers=0)
     finals = {row["contender"]: row["test"] for row in results.rows.values() if row["stage"] == "final"}
     assert finals.keys() == {"zero_shot", "soft_prompt"}
-    assert all(test.keys() == {"perplexity", "loss", "bleu", "rouge_l", "nist"} for test in finals.values())
+    measured = {"perplexity", "loss", "bleu", "rouge_l", "nist", "words", "ended"}
+    assert all(test.keys() == measured for test in finals.values())
     report = Report(study, results)
     assert "e2e, pico: BLEU" in main_table(report, "main")
-    assert measures_table(report, "main", "e2e", "pico").startswith("| method | BLEU | perplexity | ROUGE-L | NIST |")
+    assert measures_table(report, "main", "e2e", "pico").startswith("| method | BLEU | ROUGE-L | NIST | perplexity | ")
     own = [row for row in results.rows.values() if row["contender"] == "soft_prompt" and row["stage"] == "final"]
     given = list(dict.fromkeys(example.text for example in rows["test"]))[: len(own[0]["samples"])]
     assert [sample["given"] for sample in own[0]["samples"]] == given
+    kept = json.loads((tmp_path / "texts" / f"{own[0]['key']}.json").read_text())["texts"]
+    assert [text["given"] for text in kept] == list(dict.fromkeys(example.text for example in rows["test"]))
     assert f"| {given[0]} | zero-shot prompt | " in samples_table(report, "main", "e2e", "pico")
     assert "NIST" in markdown(report)
+
+
+def test_for_as_many_inputs_as_asked_the_same_ones_each_time_text_is_written() -> None:
+    asked: list[list[list[int]]] = []
+    model = mp.GPT2.from_pretrained("pico")
+
+    def write(rows: list[list[int]], sampling: mp.Sampling) -> list[list[int]]:
+        asked.append(rows)
+        return [[*row, *model.tokenizer.encode(" fine")] for row in rows]
+
+    task = Task("e2e", {}, joint="<|endoftext|>")
+    encoder = Encoder(task, model.tokenizer, 256)
+    examples = [Example(f"name[{number}]", "It is fine.") for number in range(9) for _ in range(2)]
+    some, again, every = (writing.tell(write, encoder, examples, most) for most in (4, 4, None))
+    assert [len(found.texts) for found in (some, every)] == [4, 9]
+    assert some == again
+    assert set(map(str, asked[0])) < set(map(str, asked[2]))
+    assert (some.scores["words"], some.scores["ended"]) == (1, 100)
+
+
+def test_what_is_drawn_is_drawn_with_every_seed_trained_or_not() -> None:
+    study = study_of(settings(tasks=["positive", "texts"], contenders=["zero_shot", "full"], seeds=[1, 2]))
+    (part,) = study.parts
+    finals = [(run.task, run.seed) for run in study.finals(part, {}) if run.contender == "zero_shot"]
+    assert finals == [("positive", 1), ("positive", 2), ("texts", 1)]
 
 
 def test_a_judge_says_what_steered_texts_are_and_seeds_draw_different_ones(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -577,9 +608,9 @@ def test_a_judge_says_what_steered_texts_are_and_seeds_draw_different_ones(monke
 
     found = [writing.steer(write, model, judge, "positive", seed) for seed in (1, 2)]
     assert not set(drawn[0]) & set(drawn[1])
-    assert found[0].samples != found[1].samples
-    assert found[0].samples[0]["written"].startswith(writing.OPENING)
-    assert set(found[0].scores) == {"as_wanted", "distinct_1", "distinct_2", "base_perplexity"}
+    assert found[0].texts != found[1].texts
+    assert all(text["written"].startswith(writing.OPENING) for text in found[0].texts)
+    assert set(found[0].scores) == {"as_wanted", "distinct_1", "distinct_2", "base_perplexity", "words", "ended"}
 
 
 def test_on_cuda_seconds_pass_until_the_device_is_done_and_memory_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -587,11 +618,12 @@ def test_on_cuda_seconds_pass_until_the_device_is_done_and_memory_is_its_own(mon
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: asked.append(f"synchronize {device}"))
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: asked.append(f"reset {device}"))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 12_345)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2_345)
     meter = Meter("cuda:0")
     time.sleep(0.05)
     row = meter.row()
     assert asked == ["synchronize cuda:0", "reset cuda:0", "synchronize cuda:0"]
-    assert row["peak_bytes"] == 12_345
+    assert (row["peak_bytes"], row["bytes_before"]) == (12_345, 2_345)
     assert row["seconds"] is not None
     assert row["seconds"] >= 0.05  # of the clock: this process slept
 
@@ -624,8 +656,12 @@ def test_bits_survive_being_packed() -> None:
 def test_the_accuracy_of_a_row_is_the_share_of_its_bits(finished: tuple[Study, Path]) -> None:
     rows = [row for row in Results(finished[1] / RESULTS_FILE).rows.values() if row["stage"] == "final"]
     assert len(rows) == 8
+    good = [example.target == "good" for example in SPLITS["test"]]
     for row in rows:
-        assert unpack(row["right"]).mean() == pytest.approx(row["test"]["accuracy"], abs=1e-6)
+        right = unpack(row["right"])
+        assert right.mean() == pytest.approx(row["test"]["accuracy"], abs=1e-6)
+        of_each = [right[[one == label for one in good]].mean() for label in (True, False)]
+        assert sum(of_each) / 2 == pytest.approx(row["test"]["balanced_accuracy"], abs=1e-6)
 
 
 def test_the_report_is_computed_from_the_rows_alone(finished: tuple[Study, Path], tmp_path: Path) -> None:

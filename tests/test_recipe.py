@@ -88,5 +88,5 @@ def test_the_recipes_that_are_there_name_options(path: Path) -> None:
 def test_the_study_that_is_there_can_be_read() -> None:
     (study,) = map(read_study, STUDIES)
     main = study.part("main")
-    assert (len(main.tasks), len(main.models), len(main.contenders), len(main.seeds)) == (3, 2, 17, 3)
+    assert (len(main.tasks), len(main.models), len(main.contenders), len(main.seeds)) == (3, 2, 18, 3)
     assert {len(study.contenders[name].trials) for name in main.contenders} == {0, 4}

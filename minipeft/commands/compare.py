@@ -16,8 +16,8 @@ SIZED = {"length": ["soft_prompt", "prefix"], "numbers": ["soft_prompt", "prefix
 OWN = "data"
 """What a person's own file is called as a task."""
 CONTENDERS = (
-    "majority, zero_shot, best_prompt, calibrated_prompt, linear_probe, soft_prompt, p_tuning, prefix, prefix_mlp, "
-    "deep_prompt_text, lora, ia3, adapter, llama_adapter, bitfit, top2, full"
+    "majority, zero_shot, best_prompt, calibrated_prompt, linear_probe, soft_prompt, soft_prompt_labels, "
+    "p_tuning, prefix, prefix_mlp, deep_prompt_text, lora, ia3, adapter, llama_adapter, bitfit, top2, full"
 )
 
 

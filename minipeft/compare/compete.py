@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from minipeft.compare.inputs import check_inputs, is_steered
+from minipeft.compare.inputs import check_inputs
 from minipeft.compare.machine import commit
 from minipeft.compare.one_run import JUDGE_FOLDER, SCRATCH_FOLDER, Performer
 from minipeft.compare.protocol import told_of
@@ -49,7 +49,7 @@ def compete(study: Study, out: str | Path, *, workers: int | None = None, device
             crew.run(f"{part.name}: sweep", study.sweep(part), results)
             if part.chosen_by is None and not results.is_closed(study, part):
                 results.close(study, part)
-            if part.seeds and any(is_steered(study, task) for task in part.tasks):
+            if part.seeds and any(study.is_steered(task) for task in part.tasks):
                 judge_in(out / JUDGE_FOLDER)  # here, so that processes find it
             crew.run(f"{part.name}: test", study.finals(part, results.choices(study, part)), results)
         return results

@@ -22,7 +22,7 @@ BARE = (MAJORITY, ZERO_SHOT, BEST_PROMPT, CALIBRATED)
 """What needs no training."""
 KNOBS = ("length", "rank", "width")
 """The setting of a method that makes it larger or smaller."""
-TEXT_STARTS = ("text:Is it good or bad? I thought it was", "text:What I think of it, in one word: good, or bad")
+TEXT_STARTS = ("text:Is it good or bad? I thought it was", "text:In a word, was it good or bad?")
 
 
 def _rates(*rates: float, **settings: Any) -> tuple[Mapping[str, Any], ...]:
@@ -33,18 +33,19 @@ USUAL: Mapping[str, Contender] = {
     one.name: one
     for one in (
         *(Contender(name, name) for name in BARE),
-        Contender(LINEAR_PROBE, LINEAR_PROBE, {}, (*_rates(1e-3, 1e-2, pool="last"), *_rates(1e-3, 1e-2, pool="mean"))),
+        Contender(LINEAR_PROBE, LINEAR_PROBE, {}, (*_rates(1e-2, 1e-1, pool="last"), *_rates(1e-2, 1e-1, pool="mean"))),
         Contender(
             "soft_prompt",
             "soft_prompt",
             {"length": 20},
             (*_rates(0.01, 0.03, 0.1, init="vocab"), *_rates(0.03, init="random")),
         ),
+        Contender("soft_prompt_labels", "soft_prompt", {"length": 20}, _rates(0.003, 0.01, 0.03, 0.1, init="labels")),
         Contender(
             "p_tuning",
             "p_tuning",
             {"length": 20},
-            (*_rates(1e-3, 3e-3, encoder="lstm"), *_rates(3e-3, 1e-2, encoder="mlp")),
+            (*_rates(3e-3, encoder="lstm"), *_rates(3e-3, 1e-2, 3e-2, encoder="mlp")),
         ),
         Contender(
             "prefix",

@@ -17,6 +17,7 @@ COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#D55E00", "#56B4E9", GREY, "#000000"
 MARKERS = "osD^vP*X<>phd"
 FAMILY = {
     "soft_prompt": BLUE,
+    "soft_prompt_labels": BLUE,
     "p_tuning": BLUE,
     "prefix": GREEN,
     "prefix_mlp": GREEN,
@@ -196,7 +197,7 @@ def _over_axis(report: "Report", part: Part, axis: str) -> Any:
             panel.plot(x, [m.value for m in means], f"{marker}-", color=colour, label=called(name), markersize=6)
             panel.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
         panel.set_xscale("log")
-        told = "numbers kept" if by_numbers else "vectors" if axis == "size" else "labelled examples"
+        told = "numbers kept" if by_numbers else "vectors" if axis == "size" else "training examples"
         panel.set_xlabel(f"{told} (log scale)", fontsize=10)
         panel.set_ylabel(_measure(report.cells(part.name, task=task, model=model)), fontsize=10)
         panel.set_title(f"{task}, {model}: mean and 95 % interval over seeds", fontsize=11, loc="left")

@@ -18,7 +18,6 @@ from minipeft.gpt2 import GPT2
 from minipeft.methods import Method, Prefix, PTuning, SoftPrompt
 from minipeft.overview import count
 from minipeft.tasks import open_task, task_from_file
-from minipeft.tasks.writing import LABELS as STEERED
 
 ONLY_LABELS = (MAJORITY, BEST_PROMPT, CALIBRATED, LINEAR_PROBE)
 TOLD = "e2e"
@@ -37,11 +36,6 @@ def sealed_task(study: Study, name: str) -> SealedTask:
 def is_told(study: Study, name: str) -> bool:
     """Whether a task's texts are scored by their overlap with what people wrote."""
     return name == TOLD and name not in study.sources
-
-
-def is_steered(study: Study, name: str) -> bool:
-    """Whether a judge says what a task's texts are."""
-    return name in STEERED and name not in study.sources
 
 
 def room_of(study: Study, part: Part, shape: GPT2Config) -> int:

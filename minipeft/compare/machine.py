@@ -1,5 +1,6 @@
-"""What a run took of the machine, and which code it was."""
+"""What a run took of which machine, and which code it was."""
 
+import platform
 import subprocess
 import time
 from importlib.metadata import version
@@ -9,11 +10,11 @@ import torch
 
 
 class Meter:
-    """From here on: seconds and the highest memory.
+    """From here on: seconds and the highest memory, and the memory that was taken already.
 
-    On a CPU the seconds are the processor's, of all cores, and the memory is the process's, where it can be told
-    (Linux). On CUDA the seconds are those that pass until the device has done its work, and the memory is what PyTorch
-    took there; without a GPU that is untried.
+    On a CPU the seconds are the processor's, of all cores, and the memory is the process's, with PyTorch, data and
+    model in it, where it can be told (Linux). On CUDA the seconds are those that pass until the device has done its
+    work, and the memory is what PyTorch took there; without a GPU that is untried.
     """
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
@@ -21,6 +22,7 @@ class Meter:
         if self._cuda is not None:
             torch.cuda.synchronize(self._cuda)
             torch.cuda.reset_peak_memory_stats(self._cuda)
+            self._before: int | None = torch.cuda.memory_allocated(self._cuda)
             self._started = time.perf_counter()
             return
         try:
@@ -28,16 +30,18 @@ class Meter:
             self._forgot = True
         except OSError:
             self._forgot = False
+        self._before = _status_bytes("VmRSS") if self._forgot else None
         self._started = time.process_time()
 
     def row(self) -> dict[str, float | int | None]:
         """What it took until now, as results have it; None for what cannot be told."""
+        peak: int | None
         if self._cuda is not None:
             torch.cuda.synchronize(self._cuda)
-            seconds = round(time.perf_counter() - self._started, 2)
-            return {"seconds": seconds, "peak_bytes": torch.cuda.max_memory_allocated(self._cuda)}
-        seconds = round(time.process_time() - self._started, 2)
-        return {"seconds": seconds, "peak_bytes": _peak_bytes() if self._forgot else None}
+            seconds, peak = time.perf_counter() - self._started, torch.cuda.max_memory_allocated(self._cuda)
+        else:
+            seconds, peak = time.process_time() - self._started, _status_bytes("VmHWM") if self._forgot else None
+        return {"seconds": round(seconds, 2), "peak_bytes": peak, "bytes_before": self._before}
 
 
 def commit() -> str:
@@ -52,6 +56,16 @@ def commit() -> str:
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
-def _peak_bytes() -> int:
+def machine(device: str) -> str:
+    """What it ran on, in words: processor or GPU, PyTorch, threads."""
+    if torch.device(device).type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, PyTorch {torch.__version__}"
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    name = capabilities.get("cpu_name") or platform.processor() or platform.machine()
+    threads = torch.get_num_threads()
+    return f"{name}, PyTorch {torch.__version__}, {threads} thread{'s' * (threads != 1)}"
+
+
+def _status_bytes(name: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
+    return 1024 * int(next(line for line in lines if line.startswith(f"{name}:")).split()[1])

@@ -2,7 +2,6 @@
 
 import math
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache
@@ -15,14 +14,14 @@ from torch import Tensor
 from minipeft.batches import ShuffledStream
 from minipeft.compare.bare import LinearProbe, Untrained
 from minipeft.compare.contenders import BARE, LINEAR_PROBE, method_of
-from minipeft.compare.inputs import is_steered, is_told, room_of, sealed_task
-from minipeft.compare.machine import Meter
+from minipeft.compare.inputs import is_told, room_of, sealed_task
+from minipeft.compare.machine import Meter, machine
 from minipeft.compare.results import Row, number_or_none, pack
 from minipeft.compare.sealed import SealedTask
 from minipeft.compare.study import FINAL, Run, Study
-from minipeft.compare.writing import judge_in, steer, tell, writer_of
+from minipeft.compare.writing import SHOWN, judge_in, steer, tell, writer_of
 from minipeft.evaluate import Score, evaluate, label_log_likelihoods, label_numbers, score_labels
-from minipeft.files import read_json
+from minipeft.files import read_json, write_json
 from minipeft.gpt2 import GPT2
 from minipeft.methods import HardPrompt, Method, trains_a_copy
 from minipeft.metrics import read_metrics
@@ -34,9 +33,9 @@ from minipeft.training_state import TrainingDiverged, TrainResult
 from minipeft.tune import REPORT_FILE, TuneConfig, encoder_for, tune
 from minipeft.tuned import Tuned, attach
 
-JUDGE_FOLDER, SCRATCH_FOLDER = "judge", "scratch"
-NOTHING = {"trainable": 0, "kept": 0, "seconds": 0.0, "tokens": 0}
-"""What an untrained contender takes."""
+JUDGE_FOLDER, SCRATCH_FOLDER, TEXTS_FOLDER = "judge", "scratch", "texts"
+NOTHING = {"trainable": 0, "kept": 0, "tokens": 0}
+"""What an untrained contender trains, keeps and learns from."""
 
 
 class Performer:
@@ -50,12 +49,12 @@ class Performer:
     def perform(self, run: Run) -> Row:
         """The row of a run. One whose training diverges has no score; its row says why.
 
-        Its `seconds` are for training with its evaluations, on a CPU the processor's of all cores: others at work
-        beside it change them little.
+        Its `seconds` are for training with its evaluations, or for choosing a prompt on dev, those in all for reading
+        and testing, too; on a CPU they are the processor's, of all cores: others at work beside it change them little.
         """
         contender, sealed = self.study.contenders[run.contender], self._task(run.task)
         row: Row = {"key": self.study.key(run), **asdict(run), "commit": self.commit, "diverged": None}
-        started = time.monotonic()
+        row["machine"], whole = machine(self.device), Meter(self.device)
         try:
             if contender.method in BARE:
                 row |= self._bare(run, contender.method, sealed)
@@ -66,7 +65,7 @@ class Performer:
         except TrainingDiverged as error:
             row |= {"dev": None, "diverged": str(error).split(";")[0]}
         row["read"] = run.examples or len(sealed.open.splits["train"])
-        row["seconds_in_all"] = round(time.monotonic() - started, 2)
+        row["seconds_in_all"] = whole.row()["seconds"]
         return row
 
     def _bare(self, run: Run, method: str, sealed: SealedTask) -> Row:
@@ -74,8 +73,11 @@ class Performer:
         if not task.labels:
             tuned = attach(model, HardPrompt("{text}" + task.joint))
             dev = evaluate(tuned, self._encoder(tuned, task, run), task.splits["dev"]).score
-            return {"dev": dev, **NOTHING, "bytes": 0, **self._test(tuned, task, self._unsealed(run, sealed), run)}
+            found = self._test(tuned, task, self._unsealed(run, sealed), run)
+            return {"dev": dev, **NOTHING, "bytes": 0, "seconds": 0.0, **found}
+        meter = Meter(self.device)
         untrained = Untrained(model, task, method)  # dev chooses here
+        took = meter.row()
         on_dev = untrained.score(task.splits["dev"], untrained.answers(task.splits["dev"]))
         test = self._unsealed(run, sealed)
         answers = untrained.answers(test)
@@ -83,8 +85,9 @@ class Performer:
             "dev": on_dev.accuracy,
             **NOTHING,
             "bytes": untrained.nbytes,
+            "seconds": took["seconds"],
             "prompt": untrained.prompt,
-            "test": _scores(untrained.score(test, answers)),
+            "test": _label_scores(untrained.score(test, answers), task, test, answers),
             "right": _right(task, test, answers),
         }
 
@@ -111,7 +114,7 @@ class Performer:
             test = self._unsealed(run, sealed)
             answers = probe.answer(test)
             score = score_labels(probe.encoder, test, answers)
-            row |= {"test": _scores(score), "right": _right(task, test, answers)}
+            row |= {"test": _label_scores(score, task, test, answers), "right": _right(task, test, answers)}
         return row
 
     def _tuned(self, run: Run, sealed: SealedTask) -> Row:
@@ -140,17 +143,21 @@ class Performer:
         if task.labels:
             answers = label_log_likelihoods(tuned, encoder, examples)
             score = score_labels(encoder, examples, answers)
-            return {"test": _scores(score), "right": _right(task, examples, answers)}
-        found, written = _scores(evaluate(tuned, encoder, examples)), None
+            return {"test": _label_scores(score, task, examples, answers), "right": _right(task, examples, answers)}
+        loss = evaluate(tuned, encoder, examples).loss
+        row: Row = {"test": {"perplexity": number_or_none(perplexity_of(loss)), "loss": number_or_none(loss)}}
         if is_told(self.study, run.task):
-            written = tell(writer_of(tuned), encoder, examples)
-        if is_steered(self.study, run.task):
+            written = tell(writer_of(tuned), encoder, examples, self.study.told_inputs)
+        elif self.study.is_steered(run.task):
             judge = judge_in(self.folder / JUDGE_FOLDER)
+            row["judge"] = read_json(self.folder / JUDGE_FOLDER / REPORT_FILE)["dev_accuracy"]
             written = steer(writer_of(tuned), tuned.base, judge, run.task, run.seed)
-        if written is None:
-            return {"test": found}
-        scores = {what: number_or_none(value) for what, value in written.scores.items()}
-        return {"test": {**found, **scores}, "samples": written.samples}
+        else:
+            return row
+        row["test"] |= {what: number_or_none(value) for what, value in written.scores.items()}
+        (self.folder / TEXTS_FOLDER).mkdir(exist_ok=True)
+        write_json(self.folder / TEXTS_FOLDER / f"{self.study.key(run)}.json", {"texts": written.texts})
+        return {**row, "samples": written.texts[:SHOWN]}
 
     def _unsealed(self, run: Run, sealed: SealedTask) -> tuple[Example, ...]:
         return sealed.unseal(lambda: self.is_closed(run))
@@ -216,10 +223,14 @@ def _kept(numbers: int) -> Row:
     return {"kept": numbers, "bytes": BYTES * numbers}
 
 
-def _scores(score: Score) -> dict[str, float | None]:
-    if not math.isnan(score.accuracy):
-        return {"accuracy": score.accuracy, "loss": number_or_none(score.loss)}
-    return {"perplexity": number_or_none(perplexity_of(score.loss)), "loss": number_or_none(score.loss)}
+def _label_scores(
+    score: Score, task: Task, examples: Sequence[Example], answers: Float[Tensor, "N labels"]
+) -> dict[str, float | None]:
+    """Accuracy; the mean of each label's own, which knowing the commonest one does not raise; and the loss."""
+    right, wanted = answers.argmax(dim=1), label_numbers(task.labels, examples)
+    own = [(right == wanted)[wanted == label].double().mean() for label in wanted.unique()]
+    balanced = float(sum(own)) / len(own)
+    return {"accuracy": score.accuracy, "balanced_accuracy": balanced, "loss": number_or_none(score.loss)}
 
 
 def _right(task: Task, examples: Sequence[Example], answers: Float[Tensor, "N labels"]) -> str:

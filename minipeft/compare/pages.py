@@ -7,7 +7,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from minipeft.compare.report import BESIDE, MEASURES, Report
+from minipeft.compare.report import MEASURES, Report
 from minipeft.compare.results import RESULTS_FILE, Results
 from minipeft.compare.statistics import mean_of
 from minipeft.compare.study import Part, Study
@@ -15,12 +15,15 @@ from minipeft.compare.tables import axis_told, called, chosen, dev_told, mean_to
 from minipeft.files import write_atomically
 
 
-def main_table(report: Report, part: str) -> str:
-    """A row per contender, a column per task and model: mean and 95 % interval over seeds; then what one costs."""
+def main_table(report: Report, part: str, measure: str | None = None) -> str:
+    """A row per contender, a column per task and model: mean and 95 % interval over seeds; then what one costs.
+
+    `measure`: instead of the one by which contenders on a task are judged.
+    """
     cells = {(cell.contender, cell.task, cell.model): cell for cell in report.cells(part)}
     told = report.study.part(part)
     columns = [(task, model) for model in told.models for task in told.tasks]
-    units = {task: MEASURES[report.measure(part, task)][0] for task in told.tasks}
+    units = {task: MEASURES[measure or report.measure(part, task)][0] for task in told.tasks}
     heads = [f"{task}, {model}: {units[task]}" for task, model in columns]
     head = ["method", *heads, *(f"numbers, {model}" for model in told.models)]
     rows = []
@@ -28,18 +31,21 @@ def main_table(report: Report, part: str) -> str:
         own = [cells.get((name, *column)) for column in columns]
         kept = [next((c for c in own if c and c.model == model), None) for model in told.models]
         numbers = ["" if cell is None else f"{cell.of('kept'):,.0f}" for cell in kept]
-        rows.append([called(name), *(cell.told() if cell else "" for cell in own), *numbers])
+        rows.append([called(name), *(cell.told(measure=measure) if cell else "" for cell in own), *numbers])
     return table(head, rows, right=len(head) - 1)
 
 
 def cost_table(report: Report, part: str, task: str, model: str) -> str:
-    """What each contender trains, keeps, and takes, on one task and model."""
-    costs = ("trained", "kept", "bytes a task", "core seconds of training", "peak memory, MB", "lr and start")
+    """What each contender trains, keeps, and takes, on one task and model.
+
+    Seconds are of one run and its evaluations, or of choosing a prompt; memory is what the process came to hold beside
+    PyTorch, data and model.
+    """
+    costs = ("trained", "kept", "bytes a task", "core seconds", "memory of training, MB", "lr and start")
     head = ["method", "score", *costs]
     rows = []
     for cell in report.cells(part, task=task, model=model):
-        trained = cell.of("seconds") > 0
-        peak = cell.of("peak_bytes")
+        memory = cell.of("peak_bytes") - cell.of("bytes_before")
         rows.append(
             [
                 called(cell.contender),
@@ -47,8 +53,8 @@ def cost_table(report: Report, part: str, task: str, model: str) -> str:
                 f"{cell.of('trainable'):,.0f}",
                 f"{cell.of('kept'):,.0f}",
                 f"{cell.of('bytes'):,.0f}",
-                f"{cell.of('seconds'):.0f}" if trained else "",
-                f"{peak / 1e6:,.0f}" if peak else "",
+                f"{cell.of('seconds'):.0f}",
+                f"{memory / 1e6:,.0f}" if memory > 0 else "",
                 chosen(cell.rows[0]),
             ]
         )
@@ -56,9 +62,9 @@ def cost_table(report: Report, part: str, task: str, model: str) -> str:
 
 
 def measures_table(report: Report, part: str, task: str, model: str) -> str:
-    """Everything that was measured on what each contender writes; no rows where it wrote nothing."""
+    """Everything that was measured on test."""
     cells = report.cells(part, task=task, model=model)
-    names = {name: told for name, (told, _, _) in MEASURES.items()} | BESIDE
+    names = {name: told for name, (told, _, _) in MEASURES.items()}
     tests = [row["test"] for cell in cells for row in cell.rows]
     shared = [name for name in names if all(test.get(name) is not None for test in tests)]
     rows = [[called(cell.contender), *(mean_told(mean_of(cell.scores(name))) for name in shared)] for cell in cells]
@@ -142,10 +148,8 @@ def _whole(report: Report, part: Part) -> list[str]:
     if part.seeds and len(part.sizes) == 1 and len(part.examples) == 1:
         found.append(main_table(report, part.name))
         for task, model in product(part.tasks, part.models):
-            told = [cost_table(report, part.name, task, model)]
-            if samples := samples_table(report, part.name, task, model):
-                told += [measures_table(report, part.name, task, model), samples]
-            found.append(f"{task}, {model}:\n\n" + "\n\n".join(told))
+            told = [make(report, part.name, task, model) for make in (cost_table, measures_table, samples_table)]
+            found.append(f"{task}, {model}:\n\n" + "\n\n".join(filter(None, told)))
     for axis, values in (("size", part.sizes), ("examples", part.examples)):
         if part.seeds and len(values) > 1:
             found += [curve_table(report, part.name, axis, task, model) for task in part.tasks for model in part.models]

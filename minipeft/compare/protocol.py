@@ -90,6 +90,7 @@ def told_of(study: Study) -> dict[str, Any]:
         for one in plain["parts"]
     ]
     sources = {name: {key: v for key, v in one.items() if v is not None} for name, one in plain.pop("sources").items()}
+    plain = {name: value for name, value in plain.items() if value is not None}
     return {**plain, "parts": parts, "models": dict(study.models), "contenders": contenders, "tasks": sources}
 
 

@@ -13,19 +13,21 @@ from minipeft.compare.tables import mean_told, start_of
 
 MEASURES: Mapping[str, tuple[str, float, bool]] = {
     "bleu": ("BLEU", 1.0, True),
+    "rouge_l": ("ROUGE-L", 1.0, True),
+    "nist": ("NIST", 1.0, True),
     "as_wanted": ("% as wanted", 1.0, True),
+    "distinct_1": ("distinct-1, %", 1.0, True),
+    "distinct_2": ("distinct-2, %", 1.0, True),
     "accuracy": ("accuracy, %", 100.0, True),
+    "balanced_accuracy": ("balanced accuracy, %", 100.0, True),
     "perplexity": ("perplexity", 1.0, False),
+    "base_perplexity": ("the bare model's perplexity", 1.0, False),
+    "words": ("words", 1.0, True),
+    "ended": ("% that ended", 1.0, True),
 }
-"""The first that a test has is its measure: how it is called, what it is multiplied by, whether higher is better."""
-BESIDE = {
-    "rouge_l": "ROUGE-L",
-    "nist": "NIST",
-    "distinct_1": "distinct-1, %",
-    "distinct_2": "distinct-2, %",
-    "base_perplexity": "the bare model's perplexity",
-}
-"""What else is measured on written text, and how it is called."""
+"""What a test may have: how it is called, what it is multiplied by, whether higher is better."""
+JUDGED_BY = ("bleu", "as_wanted", "accuracy", "perplexity")
+"""The first of these that all tests have is the measure of a task."""
 
 CROSSED = ("task", "model", "contender", "examples", "size")
 
@@ -51,7 +53,7 @@ class Cell:
     def scores(self, measure: str | None = None) -> list[float]:
         """A measure of each seed, as tables show it."""
         name = measure or self.measure
-        return [row["test"][name] * MEASURES.get(name, ("", 1.0, True))[1] for row in self.rows]
+        return [row["test"][name] * MEASURES[name][1] for row in self.rows]
 
     @property
     def mean(self) -> Mean:
@@ -62,10 +64,10 @@ class Cell:
         """The mean over seeds of a cost: kept, trainable, bytes, seconds, tokens, peak_bytes."""
         return sum(row.get(what) or 0 for row in self.rows) / len(self.rows)
 
-    def told(self, numbers: bool = False) -> str:
+    def told(self, numbers: bool = False, measure: str | None = None) -> str:
         """Mean and interval, what is missing from them, and the numbers kept if they are asked for."""
         lost = f" ({self.diverged} of {self.diverged + len(self.rows)} diverged)" if self.diverged else ""
-        return mean_told(self.mean) + lost + (f" ({self.of('kept'):,.0f})" if numbers else "")
+        return mean_told(mean_of(self.scores(measure))) + lost + (f" ({self.of('kept'):,.0f})" if numbers else "")
 
 
 class Report:
@@ -97,15 +99,15 @@ class Report:
         return cells
 
     def measure(self, part: str, task: str) -> str:
-        """By what contenders on a task are judged: the first of `MEASURES` that all of their tests have."""
+        """By what contenders on a task are judged: the first of `JUDGED_BY` that all of their tests have."""
         tests = [row["test"] for row in self.rows(part, FINAL) if row["task"] == task and row["diverged"] is None]
-        shared = (name for name in MEASURES if all(test.get(name) is not None for test in tests))
+        shared = (name for name in JUDGED_BY if all(test.get(name) is not None for test in tests))
         return next(shared, "accuracy")
 
     def by_seed(self, cell: Cell) -> dict[int, float]:
-        """The scores of a cell; what is not trained has one, which stands for every seed."""
+        """The scores of a cell; what is neither trained nor drawn has one, which stands for every seed."""
         own = dict(zip((row["seed"] for row in cell.rows), cell.scores(), strict=True))
-        if self.study.contenders[cell.contender].trials:
+        if self.study.contenders[cell.contender].trials or len(own) > 1:
             return own
         return dict.fromkeys(self.study.part(cell.part).seeds, next(iter(own.values())))
 
@@ -125,7 +127,7 @@ class Report:
         return mean_of(gaps) if gaps else None
 
     def paired(self, part: str, pairs: Sequence[tuple[str, str]], **wanted: Any) -> list[Difference]:
-        """Differences of pairs of contenders over the tasks, models and seeds of a part that both were tested on.
+        """Differences of pairs of contenders over all that a part crosses, or what is `wanted` of it, and seeds.
 
         Raises StudyError where tasks are judged by
         measures of which more is better for one and less for another.
@@ -138,17 +140,19 @@ class Report:
         for cell in cells:
             of_contender = scores.setdefault(cell.contender, {})
             for seed, score in self.by_seed(cell).items():
-                of_contender[cell.task, cell.model, seed] = score
+                of_contender[cell.task, cell.model, cell.examples, cell.size, seed] = score
         return differences(scores, pairs, better != {False})
 
-    def paired_over_examples(self, part: str, one: str, other: str, task: str, model: str) -> Mean | None:
+    def paired_over_examples(
+        self, part: str, one: str, other: str, task: str, model: str, size: str | None = None
+    ) -> Mean | None:
         """By how many points `one` is right more often than `other`, example by example, each a mean over seeds.
 
         The interval is over test examples: another test set might say otherwise. None where either was not tested.
         """
         right = []
         for name in (one, other):
-            cells = self.cells(part, task=task, model=model, contender=name)
+            cells = self.cells(part, task=task, model=model, contender=name, size=size, examples=None)
             bits = [unpack(row["right"]) for row in cells[0].rows if "right" in row] if cells else []
             if not bits:
                 return None

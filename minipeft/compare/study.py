@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from minipeft.tasks.writing import LABELS as STEERED
+
 SWEEP, FINAL = "sweep", "final"
 Group = tuple[Any, ...]
 """What the runs have in common among which dev chooses: part, task, model, contender, examples, size."""
@@ -126,6 +128,8 @@ class Study:
     eval_every: int = 100
     sweep_seed: int = 0
     dtype: str = "float32"
+    told_inputs: int | None = None
+    """For how many test inputs of `e2e` text is written, the same for all; None: for all of them."""
     sources: Mapping[str, Source] = field(default_factory=dict)
     """Tasks of a person's own, by name."""
     models: Mapping[str, str] = field(default_factory=dict)
@@ -137,6 +141,8 @@ class Study:
         for name, least in (("steps", 1), ("batch_size", 1), ("eval_every", 1), ("sweep_seed", 0)):
             if getattr(self, name) < least:
                 raise StudyError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+        if self.told_inputs is not None and self.told_inputs < 1:
+            raise StudyError(f"told_inputs must be at least 1, got {self.told_inputs}.")
         names = [part.name for part in self.parts]
         if not names or len(set(names)) < len(names):
             raise StudyError("a study needs at least one part, and no two of the same name.")
@@ -161,6 +167,10 @@ class Study:
         """The part of this name."""
         return next(part for part in self.parts if part.name == name)
 
+    def is_steered(self, task: str) -> bool:
+        """Whether a task's texts are drawn, and a judge says what they are."""
+        return task in STEERED and task not in self.sources
+
     def steps_of(self, part: Part) -> int:
         """Optimizer steps of every run of a part."""
         return part.steps or self.steps
@@ -172,11 +182,14 @@ class Study:
                 yield Run(SWEEP, part.name, task, model, name, examples, size, self.sweep_seed, trial)
 
     def finals(self, part: Part, chosen: Mapping[Group, int]) -> Iterator[Run]:
-        """The runs of a part that see test, with the trials that were chosen; an untrained contender has one run."""
+        """The runs of a part that see test, with the trials that were chosen.
+
+        An untrained contender has one run, but where its texts are drawn.
+        """
         for task, model, name, examples, size in crossed(part):
             bare = not self.contenders[name].trials
             trial = 0 if bare else chosen.get(self.chooser(part, task, model, name, examples, size))
-            for seed in part.seeds[:1] if bare else part.seeds:
+            for seed in part.seeds[:1] if bare and not self.is_steered(task) else part.seeds:
                 if trial is not None:
                     yield Run(FINAL, part.name, task, model, name, examples, size, seed, trial)
 
@@ -198,6 +211,8 @@ class Study:
             "training": [self.steps_of(part), self.batch_size, self.eval_every, self.dtype],
             "source": asdict(self.sources[run.task]) if run.task in self.sources else None,
         }
+        if self.told_inputs is not None:
+            told["told_inputs"] = self.told_inputs
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 

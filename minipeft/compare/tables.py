@@ -24,6 +24,7 @@ NAMES = {
     "zero_shot": "zero-shot prompt",
     "best_prompt": "best hard prompt",
     "calibrated_prompt": "best hard prompt, calibrated",
+    "soft_prompt_labels": "soft prompt from labels",
     "prefix": "prefix, no MLP",
     "prefix_mlp": "prefix by MLP",
     "deep_prompt_text": "prefix from a text",

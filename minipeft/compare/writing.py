@@ -34,10 +34,10 @@ Writer = Callable[[list[list[int]], Sampling], list[list[int]]]
 
 @dataclass(frozen=True)
 class Written:
-    """What was measured on texts, and the first of them: what was given, and what was written for it."""
+    """What was measured on texts, and they themselves: what was given, and what was written for it."""
 
     scores: dict[str, float]
-    samples: list[dict[str, str]]
+    texts: list[dict[str, str]]
 
 
 def writer_of(tuned: Tuned) -> Writer:
@@ -47,9 +47,10 @@ def writer_of(tuned: Tuned) -> Writer:
     return lambda rows, settings: _rows(generate(tuned.base, rows, settings))
 
 
-def tell(write: Writer, encoder: Encoder, examples: Sequence[Example]) -> Written:
+def tell(write: Writer, encoder: Encoder, examples: Sequence[Example], most: int | None = None) -> Written:
     """BLEU, ROUGE-L and NIST of what beam search writes for each input, against all texts that people wrote for it.
 
+    `most`: for how many inputs, drawn by a seed that is always the same; None: for all of them.
     Raises ValueError if sacrebleu, rouge-score or nltk is not installed.
     """
     references: dict[str, list[str]] = {}
@@ -57,17 +58,22 @@ def tell(write: Writer, encoder: Encoder, examples: Sequence[Example]) -> Writte
     for example in examples:
         references.setdefault(example.text, []).append(example.target)
         asked.setdefault(example.text, encoder.context(example))
+    if most is not None and most < len(asked):
+        drawn = torch.randperm(len(asked), generator=torch.Generator().manual_seed(0))[:most].tolist()
+        asked = {text: asked[text] for text in (list(asked)[place] for place in sorted(drawn))}
     order = sorted(asked, key=lambda text: len(asked[text]))
     settings = Sampling(max_new_tokens=MOST_TOKENS, beams=BEAMS)
-    told: list[str] = []
+    told: dict[str, str] = {}
+    ended = 0
     for start in range(0, len(order), AT_ONCE):
-        prompts = [asked[text] for text in order[start : start + AT_ONCE]]
-        for prompt, ids in zip(prompts, write(prompts, settings), strict=True):
-            own = [token for token in ids[len(prompt) :] if token != encoder.tokenizer.eot]
-            told.append(encoder.tokenizer.decode(own).strip())
-    written = dict(zip(order, told, strict=True))
-    samples = [{"given": text, "written": written[text]} for text in list(asked)[:SHOWN]]
-    return Written(overlap(told, [references[text] for text in order]), samples)
+        some = order[start : start + AT_ONCE]
+        for text, ids in zip(some, write([asked[text] for text in some], settings), strict=True):
+            own = ids[len(asked[text]) :]
+            told[text] = encoder.tokenizer.decode(own).strip()
+            ended += len(own) < MOST_TOKENS
+    texts = [{"given": text, "written": told[text]} for text in asked]
+    scores = overlap([told[text] for text in asked], [references[text] for text in asked])
+    return Written(scores | _lengths(list(told.values()), ended), texts)
 
 
 def overlap(told: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
@@ -115,7 +121,8 @@ def steer(write: Writer, base: GPT2, judge: Tuned, wanted: str, seed: int) -> Wr
     """
     sampling = Sampling(max_new_tokens=30, temperature=0.7, top_k=40, seed=seed * WRITTEN)  # row i draws from seed + i
     opening = base.tokenizer.encode(OPENING)
-    texts = [base.tokenizer.decode(ids) for ids in write([opening] * WRITTEN, sampling)]
+    rows = write([opening] * WRITTEN, sampling)
+    texts = [base.tokenizer.decode(ids) for ids in rows]
     movie = open_task("movie")
     encoder = encoder_for(judge, movie, truncate=True)
     found = label_log_likelihoods(judge, encoder, [Example(text, wanted) for text in texts])
@@ -126,7 +133,14 @@ def steer(write: Writer, base: GPT2, judge: Tuned, wanted: str, seed: int) -> Wr
         "distinct_2": 100 * distinct(texts, 2),
         "base_perplexity": _perplexity(base, texts),
     }
-    return Written(scores, [{"given": OPENING, "written": text} for text in texts[:SHOWN]])
+    ended = sum(len(ids) - len(opening) < sampling.max_new_tokens for ids in rows)
+    return Written(scores | _lengths(texts, ended), [{"given": OPENING, "written": text} for text in texts])
+
+
+def _lengths(texts: Sequence[str], ended: int) -> dict[str, float]:
+    """How long texts are, without which the share of different words tells little, and how many came to their end."""
+    words = sum(len(text.split()) for text in texts) / len(texts)
+    return {"words": words, "ended": 100 * ended / len(texts)}
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
