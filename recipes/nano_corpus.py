@@ -29,7 +29,7 @@ NOT_ENGLISH = ["poemata"]
 KEPT_SHARE = {"sgd-dialogues": 0.3, "bible-basic-english": 0.5}
 """Template-like or very repetitive sources are sampled down, by the hash of the document."""
 REPEATS = {"movie": 4, "product": 4, "tweet": 4, "news": 2}
-"""The short opinion texts are few (about 2 % of the tokens even so), and what the demo is about."""
+"""The short opinion texts are few (8 % of the bytes even so), and what the demo is about."""
 
 
 def main() -> None:

@@ -581,7 +581,7 @@ def test_a_file_is_no_folder(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_the_public_models_have_the_published_numbers_of_parameters() -> None:
-    """FACTS: counted on models without memory."""
+    """Counted on models without memory."""
     published = {
         "gpt2": 124_439_808,
         "gpt2-medium": 354_823_168,

@@ -30,7 +30,10 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 DESKTOP, PHONE = (1300, 1000), (390, 844)
 LESSONS = sorted((ROOT / "lessons" / "solutions").glob("[0-9][0-9]_*.ipynb"))
-GUIDES = [DOCS / f"{name}.md" for name in ("index", "learn", "test", "make")] + sorted((DOCS / "how_to").glob("*.md"))
+GATHERED = ("command_line", "contributing")
+"""Pages that a build of the site may have left in docs."""
+PAGES = [path for path in sorted(DOCS.glob("*.md")) if path.stem not in GATHERED]
+GUIDES = [ROOT / "README.md", *PAGES, *sorted((DOCS / "how_to").glob("*.md"))]
 
 needs_sphinx = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("sphinx", "myst_nb", "sphinx_book_theme", "ziamath")),
@@ -144,7 +147,8 @@ CALL = re.compile(r"^(?:\w+=\S+ )*(?:minipeft|torchrun .*-m minipeft\.cli) (?P<w
 
 def commands_of(guide: Path) -> Iterator[str]:
     """What stands behind `minipeft` in each line of a guide's blocks of commands."""
-    for block in re.findall(r"^```\n(.*?)^```", guide.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL):
+    blocks = re.findall(r"^```(.*?)\n(.*?)^```", guide.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for block in (text for language, text in blocks if not language):
         for call in CALL.finditer(block.replace("\\\n", " ")):
             if call["words"] != "…":
                 yield call["words"].split("   #")[0]

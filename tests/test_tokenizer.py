@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from minipeft import tokenizer
 from minipeft.tokenizer import END_OF_TEXT, VOCAB_FILE, Tokenizer
 
-# FACTS.md §1
+# As OpenAI's own encoder has it.
 KARPATHY = "Hello!! I'm Andrej Karpathy. It's 2022. w00t :D 🤗"
 KARPATHY_IDS = [15496, 3228, 314, 1101, 10948, 73, 509, 5117, 10036, 13, 632, 338, 33160, 13]
 KARPATHY_IDS += [266, 405, 83, 1058, 35, 12520, 97, 245]

@@ -125,8 +125,9 @@ def _command(name: str, command: Any, heading: str = "##") -> list[str]:
 
 def _option(option: Any) -> str:
     names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
-    default = option.default
-    shown = "" if default in (None, False, (), []) or callable(default) else f"`{getattr(default, 'value', default)}`"
+    default = option.show_default if isinstance(option.show_default, str) else option.default
+    untold = default is None or default is False or default in ((), []) or callable(default)
+    shown = "" if untold else f"`{getattr(default, 'value', default)}`"
     needed = "needed" if option.required else shown
     return f"| {names} | {(option.help or '').replace('|', chr(92) + '|')} | {needed} |"
 

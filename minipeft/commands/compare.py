@@ -36,7 +36,8 @@ def compare(
     kind: Kind = "auto",
     methods: Annotated[str | None, typer.Option(help=f"Which of {CONTENDERS}; commas between.")] = None,
     model: Annotated[
-        str | None, typer.Option(help="Models, with commas between: those that ship (default: nano), or folders.")
+        str | None,
+        typer.Option(help="Models, with commas between: those that ship (default: nano), public ones, or folders."),
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="Runs of each chosen setting on the test split (3).", min=1)] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps of every run (400).", min=1)] = None,

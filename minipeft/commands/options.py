@@ -26,7 +26,10 @@ class Dtype(str, Enum):
 
 
 Model = Annotated[
-    str, typer.Option(help='One that ships ("nano", "pico"), or a folder or file of GPT-2 weights in any public form.')
+    str,
+    typer.Option(
+        help='One that ships ("nano", "pico"), a public one ("gpt2" …), or a folder or file of GPT-2 weights.'
+    ),
 ]
 ModelShape = Annotated[str, typer.Option("--model", help="A GPT-2 by name, here or not, or a folder of weights.")]
 Adapter = Annotated[

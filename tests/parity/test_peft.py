@@ -150,7 +150,7 @@ def test_a_compiled_soft_prompt_is_a_prefix_for_peft(shape: dict[str, Any], tmp_
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("kind", KINDS[1:])  # peft counts the padding left of a soft prompt's text: FACTS.md §4.1
+@pytest.mark.parametrize("kind", KINDS[1:])  # peft counts the padding left of a soft prompt's text
 @torch.no_grad()
 def test_padding_on_the_left_of_a_prefix_means_the_same_in_both(
     kind: str, shape: dict[str, Any], tmp_path: Path
@@ -168,7 +168,7 @@ def test_padding_on_the_left_of_a_prefix_means_the_same_in_both(
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_loss_and_gradients_of_a_padded_batch_are_those_of_peft(kind: str, side: str, tmp_path: Path) -> None:
     if kind == "prompt" and side == "left":
-        pytest.skip("peft counts the padding on the left as positions: FACTS.md §4.1")
+        pytest.skip("peft counts the padding on the left as positions: tests/parity/test_where_peft_falls_short.py")
     tuned, wrapped = pair(tmp_path, kind, {})
     batch = ragged([9, 4, 6], side)
     first = batch.mask.cumsum(1) <= 1  # peft scores a first token after a soft prompt, but not after a prefix
