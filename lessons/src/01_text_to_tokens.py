@@ -170,7 +170,7 @@ token_strips(
 # ## What it costs
 #
 # The same rule explains what readers of GPT-2 wonder about: numbers fall apart at odd places, capitals cost extra, and
-# a text in another alphabet takes several times as many tokens as it has letters.
+# another alphabet takes one to three tokens for a character, where an English word takes about one.
 
 # %%
 examples = [
@@ -223,4 +223,4 @@ assert [small.decode([i]) for i in small.encode(" unbelievable")] == [
 # ## On the real GPT-2
 #
 # Nothing changes: the vocabulary you used above is GPT-2's own and ships with this course. The model has one row of
-# numbers for each of its 50,257 tokens, and what it does with those rows is the next lesson.
+# numbers for each of its 50,257 tokens, and what it does with those rows is lesson three.

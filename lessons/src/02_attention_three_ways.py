@@ -34,7 +34,8 @@ from minipeft.course.real import real_gpt2
 # ## The smallest case
 #
 # Three tokens. Each has a *query* (what it looks for), a *key* (what it can be found by) and a *value* (what it gives),
-# two numbers each.
+# two numbers each. A model makes all three from the token's vector by one linear layer, which lesson three shows; here
+# they are simply given.
 
 # %%
 q = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])  # [T, Dh]
@@ -152,7 +153,7 @@ heat_maps(
 # %% [markdown]
 # ## How wrong is it?
 #
-# On the small model that ships with this course, with ten keys of memory: not a rounding error.
+# With random numbers in six heads, and ten keys of memory: not a rounding error.
 
 # %%
 torch.manual_seed(0)
@@ -199,7 +200,11 @@ assert itself.diagonal()[1:].mean() > 0.3
 words = [model.tokenizer.decode([token]).strip() for token in tokens[0].tolist()]
 heat_maps(
     [before, first, itself],
-    ["the word before (block 4, head 3)", "the first word (1, 3)", "the word itself (5, 0)"],
+    [
+        "the word before (block 4, head 3)",
+        "often the first word (1, 3)",
+        "often the word itself (5, 0)",
+    ],
     "Heads have habits",
     words,
     words,
@@ -214,6 +219,8 @@ heat_maps(
 # products in Vaswani et al. (2017).
 #
 # ## On the real GPT-2
+#
+# Its logits, the numbers that it gives each token that may come next, by the fused kernel and by the function above:
 
 # %%
 if (gpt2 := real_gpt2()) is not None:

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 
 from minipeft import GPT2
+from minipeft.attention import explicit_attention
 from minipeft.checks import check
 from minipeft.course.figures import curves, stacked_bars
 from minipeft.course.real import real_gpt2
@@ -121,8 +122,9 @@ curves(
 )
 
 # %% [markdown]
-# In the small model that difference moves the logits, too little to change what it writes, and enough to fail a test.
-# This is why such a mistake lives long: the text still reads well.
+# In the small model that difference moves the logits, the numbers that it gives each token that may come next: too
+# little to change which of them is the largest here, and enough to fail a test. This is why such a mistake lives long:
+# the text still reads well.
 
 # %%
 model = GPT2.from_pretrained("nano")
@@ -146,15 +148,24 @@ assert torch.equal(wrong[0, -1].argmax(), right[0, -1].argmax())
 # $$x \leftarrow x + \text{attention}(\text{LayerNorm}_1(x)), \qquad
 # x \leftarrow x + \text{MLP}(\text{LayerNorm}_2(x))$$
 #
-# With the model's own weights, and PyTorch's two functions where yours would do as well:
+# What comes in first is a token's vector from the table `wte`, plus one for its place from `wpe`: attention takes its
+# keys as a heap, and without the second would not know in which order they stand. In attention one linear layer,
+# `c_attn`, makes query, key and value of every token. Each is cut into heads of D / H numbers, which attend side by
+# side as in lesson two, and are joined again; `c_proj` mixes what they found. With the model's own weights, and
+# PyTorch's two functions where yours would do as well:
 
 # %%
-block, D = model.blocks[0], model.config.n_embd
+block, D, heads = model.blocks[0], model.config.n_embd, model.config.n_head
 with torch.no_grad():
     x = model.wte(tokens) + model.wpe(torch.arange(tokens.shape[1]))  # [1, T, D]
     expected = block(x, None, None, 0)
     normal = F.layer_norm(x, (D,), block.ln_1.weight, block.ln_1.bias, 1e-5)
-    x = x + block.attn(normal, None, None, 0)
+    q, k, v = block.attn.c_attn(normal).chunk(3, dim=-1)  # [1, T, D] each
+    q, k, v = (
+        part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v)
+    )  # [1, H, T, D / H]
+    found = explicit_attention(q, k, v).transpose(1, 2).flatten(2)  # [1, T, D]
+    x = x + block.attn.c_proj(found)
     normal = F.layer_norm(x, (D,), block.ln_2.weight, block.ln_2.bias, 1e-5)
     wide = F.gelu(block.mlp.c_fc(normal), approximate="tanh")  # [1, T, 4 D]
     x = x + block.mlp.c_proj(wide)
@@ -165,8 +176,9 @@ torch.testing.assert_close(x, expected)
 # %% [markdown]
 # ## Where the parameters are
 #
-# The model is: embeddings, blocks, one last layer norm, and the token embeddings once more as the head, so that they
-# count once. On PyTorch's *meta* device a model has shapes but no numbers, so even the largest is counted at once:
+# The model is: embeddings, blocks, one last layer norm, and the token embeddings once more as the output layer, which
+# is called the head, so that they count once. On PyTorch's *meta* device a model has shapes but no numbers, so even the
+# largest is counted at once:
 
 # %% tags=["figure"]
 sizes = {}

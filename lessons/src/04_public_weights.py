@@ -31,7 +31,8 @@ from minipeft.course.real import real_gpt2
 # %% [markdown]
 # ## What the file contains
 #
-# Names, shapes, numbers; nothing else. The small model of this course is stored exactly as the public ones are.
+# Names, shapes, numbers; nothing else. The small model of this course is stored by the names and in the layouts of the
+# public ones; where their files differ, the table below says so.
 
 # %%
 stored = {name: tensor.read().float() for name, tensor in open_model("nano").tensors.items()}
@@ -70,7 +71,7 @@ assert F.linear(x, in_out.reshape(3, 2)).tolist() == [
 # | `c_attn`, `c_fc` and both `c_proj`: weights `[in, out]` | `[out, in]` |
 # | `wte.weight`, `wpe.weight`: a row for each token, or position | the same |
 # | `lm_head.weight`, in some files: a copy of `wte.weight` | nothing: the head *is* `wte` |
-# | `h.N.attn.bias` and `.masked_bias`, in old files: the causal mask, and a number for it | nothing: no weights |
+# | `h.N.attn.bias`, `.masked_bias`, in gpt2's own file: the causal mask, a number for it | nothing: no weights |
 # | everything else | the same |
 #
 # ## Exercise: from their names to ours
@@ -125,7 +126,7 @@ tokens = torch.tensor([model.tokenizer.encode(text)])
 
 
 def loss() -> float:
-    """The mean loss of the text's tokens, in nats."""
+    """How surprised the model is: the mean of -log p of the text's tokens, in nats (of the natural logarithm)."""
     with torch.no_grad():
         return float(model.loss(tokens, tokens))
 

@@ -10,7 +10,7 @@
 # - write attention with a memory, and show that it changes nothing but the time,
 # - say what the memory costs, and why the positions have to move on.
 #
-# *Thirty minutes. Before it: [attention, three ways](02_attention_three_ways.ipynb).*
+# *Thirty minutes. Before it: [a block, a model](03_a_block_a_model.ipynb).*
 
 # %% [markdown]
 # ## A guess before we begin

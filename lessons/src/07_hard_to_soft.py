@@ -238,9 +238,9 @@ assert report["steps"] == 1200
 # %% [markdown]
 # ## Ten prompts and one
 #
-# All ten ways of asking, and the learned prompt, on 1,831 reviews that none of them was chosen or trained on.
-# *Calibrated* means that the model's bias towards one word is measured first and subtracted, after Zhao et al. (2021).
-# The numbers were computed beforehand: `python recipes/ten_prompts.py` makes them again.
+# All ten ways of asking, and the learned prompt, on 1,831 reviews on which nothing was trained. *Calibrated* means that
+# the model's bias towards one word is subtracted: its mean over the development reviews, after Zhou et al. (2023). The
+# numbers were computed beforehand: `python recipes/ten_prompts.py` makes them again.
 
 # %% tags=["figure"]
 measured = json.loads((folder().parent / "docs" / "results" / "ten_prompts.json").read_text())
@@ -263,8 +263,9 @@ assert (round(max(plain.values())), round(max(calibrated.values())), round(soft)
 
 # %% [markdown]
 # So the guess: 51 percent. Whatever the words, so small a model answers "good" to nearly every review. Once that bias
-# is subtracted, the best of the ten ways gets 57 percent right; the learned prompt gets 62, with no such help. How the
-# two compare for larger models is the first figure of the paper named below.
+# is subtracted, the best of the ten ways gets 57 percent right, and picking it on these very reviews flatters it; the
+# learned prompt gets 62, with no such correction, but with labels to learn from. How the two compare for larger models
+# is the first figure of the paper named below.
 #
 # ## In the package
 #

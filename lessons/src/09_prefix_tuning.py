@@ -146,7 +146,7 @@ check("09a", upper_left)
 # Training the keys and values of all blocks directly is unstable, Li and Liang report. They let a small network make
 # all of them from one little table $E$, a row for each vector of the prefix:
 #
-# $$[P_k, P_v \text{ of every block}] = W_2 \tanh(W_1 E + b_1) + b_2$$
+# $$[P_k, P_v \text{ of every block}] = \tanh(E W_1^\top + b_1)\, W_2^\top + b_2$$
 #
 # All blocks are made from the same hidden layer, so that one step there moves all of them together. After training only
 # the result is kept: the network is *folded away*, and what is left is $2 \cdot L \cdot D$ numbers for each vector.
@@ -262,8 +262,9 @@ explore(bill, length=Slider(20, 1, 100, 1))
 # A prefix of 1 vector in six blocks has $2 \cdot 6 \cdot D$ numbers, as many as a soft prompt of 12 vectors. Is it
 # better to spend them on one vector in every block, or on many at the bottom? Both began with common tokens, the prefix
 # without the network, so that kept and trained numbers are the same; both were trained for 600 steps of 32 reviews,
-# with the learning rates 0.03 and 0.1, and the better of the two on the development split is shown. The model was the
-# first nano, 192 wide; `python recipes/sweep.py --grid equal_numbers --out runs/equal` measures the one that ships now.
+# with the learning rates 0.03 and 0.1, and the better of the two on the development split is shown, by its score there,
+# which flatters both. The model was the first nano, 192 wide; `python recipes/sweep.py --grid equal_numbers --out
+# runs/equal` measures the one that ships now.
 
 # %%
 runs = [
@@ -368,14 +369,14 @@ assert masses["shakespeare"][2, 0] > 0.95
 # Do not be impressed by the 53 percent. Text in the same place gets 45, and if every key were heard alike the ten would
 # get 60. What is learned shows in single heads: head 2 of block 2 gives more than 0.95 of its attention to `positive`,
 # and head 0 of block 2 as much to `shakespeare`, while no head gives ten tokens of text more than 0.75. Such a head
-# reads the prefix and little else, so what it passes on points mostly the same way, whatever the token.
+# reads the prefix and little else, so what it passes on is a mixture of ten learned values, and hardly of the text.
 #
 # ## In the package
 #
 # `minipeft/methods/prefix.py` has the table, the network, and the cut into layers and heads; the layout is that of the
-# PEFT library, so that a prefix made here works there. Its home in the model is the `memory` door: `FixedMemory` in
-# `minipeft/attention.py`. When text is written, `KVCache.start_with` puts the prefix into the first slots of the cache
-# of lesson five, and from then on nobody can tell them apart.
+# PEFT library, so that a prefix made here works there. Where it goes into the model is called the `memory` door (lesson
+# thirteen has all three): `FixedMemory` in `minipeft/attention.py`. When text is written, `KVCache.start_with` puts the
+# prefix into the first slots of the cache of lesson five, and from then on nobody can tell them apart.
 #
 # ```
 # minipeft tune prefix --task movie --reparam 512 --out runs/prefix

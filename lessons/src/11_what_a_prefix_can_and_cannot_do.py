@@ -17,9 +17,9 @@
 # ## A guess before we begin
 #
 # A model of one layer has learned to sort six digits upwards, and has seen nothing else. You may tune 1,024 numbers so
-# that it sorts downwards: as a prefix of 8 vectors, or as LoRA of rank 1, which adds to every weight matrix a column
-# times a row. How many of a hundred answers will be right with each? And if the model had seen both orders, so that it
-# knows them and cannot tell which one is wanted? Write four numbers down.
+# that it sorts downwards: as a prefix of 8 vectors, or as LoRA of rank 1, a column times a row beside every linear
+# layer. How many of a hundred answers will be right with each? And if the model had seen both orders, so that it knows
+# them and cannot tell which one is wanted? Write four numbers down.
 
 # %% tags=["setup"]
 import json
@@ -86,9 +86,10 @@ assert torch.equal(beside, (1 - gate) * alone)
 #
 # ## Exercise a: the gated sum
 #
-# *Difficulty 2 of 3, fifteen minutes.* Do not make one softmax over all keys: make the two attentions and the gate.
-# `explicit_attention(q, k, v)` is causal attention to the text. Every token sees the whole prefix. Scores may be in the
-# hundreds, and `exp` of that is infinite: `torch.logsumexp` gives $\log Z$ without computing $Z$.
+# *Difficulty 2 of 3, fifteen minutes.* Make the two attentions and the gate (one softmax over all keys would give the
+# same, and show nothing). `explicit_attention(q, k, v)` is causal attention to the text. Every token sees the whole
+# prefix. Scores may be in the hundreds, and `exp` of that is infinite: `torch.logsumexp` gives $\log Z$ without
+# computing $Z$.
 
 
 # %% tags=["exercise"]

@@ -67,7 +67,9 @@ block_with_every_method("One frozen block, three doors: where each method puts w
 # %% [markdown]
 # A soft prompt comes in with the text, a prefix with the keys and values. Everything orange sits at the weights: LoRA
 # *beside* a linear layer (any of the four, `c_attn` by default), IA³ and adapters *in* the stream, LLaMA-Adapter beside
-# the attention, and BitFit in every bias that is there already.
+# the attention, and BitFit in every bias that is there already. LoRA is by Hu et al. (2021), who put it beside the part
+# of `c_attn` that makes queries and the one that makes values (147,456 numbers at rank 4); LLaMA-Adapter is by Zhang et
+# al. (2023).
 #
 # Here is each of them, attached to nano and not trained at all. Left, how many numbers it has on nano and on GPT-2
 # small; right, how far the most changed logit has moved:
@@ -299,8 +301,8 @@ tuned.detach()
 #
 # $$h + W_2\, \text{gelu}(W_1 h + b_1) + b_2$$
 #
-# The oldest of the family, by Houlsby et al. (2019): a network with a narrow waist behind each half of a block, and a
-# way around it. If $W_2$ is zero, only the way around is left.
+# The oldest here, by Houlsby et al. (2019), after an idea from vision (lesson fourteen): a network with a narrow waist
+# behind each half of a block, and a way around it. If $W_2$ is zero, only the way around is left.
 
 # %%
 tuned = attach(model, BottleneckAdapter(64), seed=0)
@@ -309,19 +311,20 @@ W1, b1, W2, b2 = adapter.W1, adapter.b1, adapter.W2, adapter.b2
 assert (W1.shape, W2.shape) == ((64, D), (D, 64))
 with torch.no_grad():
     assert torch.equal(adapter(x), x)  # W2 and b2 are zero
-    for part in tuned.attachment.parts.values():  # the paper draws W2 as it draws W1: very small
+    for part in tuned.attachment.parts.values():  # as in the authors' code: W2, too, very small
         torch.nn.init.trunc_normal_(part.W2, std=1e-3, a=-2e-3, b=2e-3, generator=draw)
     by_hand = x + F.gelu(x @ W1.T + b1, approximate="tanh") @ W2.T + b2
     torch.testing.assert_close(adapter(x), by_hand)
     nearly = float((tuned(tokens) - base).abs().max())
-print(f"drawn as in the paper, the adapters move a logit by up to {nearly:.4f}")
+print(f"drawn as in the authors' code, the adapters move a logit by up to {nearly:.4f}")
 assert 0 < nearly < 0.001
 tuned.detach()
 
 # %% [markdown]
-# The paper draws all weights so small that the logits hardly move, here by less than 0.001; the package takes a zero
-# $W_2$, which does not move them at all. An adapter cannot be merged, since gelu stands in it: a model with adapters
-# keeps doing their work in every block.
+# The authors' code draws all weights so small, with a deviation of 0.001, that the logits hardly move, here by less
+# than 0.001 (the paper says ten times that); the package takes a zero $W_2$, which does not move them at all. The paper trains
+# the layer norms as well; they are not among the numbers above. An adapter cannot be merged, since gelu stands in it: a
+# model with adapters keeps doing their work in every block.
 #
 # ## IA³ and BitFit
 #

@@ -135,9 +135,10 @@ check("14a", with_border)  # pixel by pixel, in plain loops; for help: hint("14a
 # %% [markdown]
 # ## Exercise b: train it, and nothing else
 #
-# *Difficulty 2 of 3, ten minutes.* `border = Border(p)` holds the values, and `border()` makes the canvas
-# `[1, 1, H, W]` of them; `net(images, canvas)` gives the logits. The net comes to you straight from its own training.
-# When you are done it must be what it was: every tensor in its `state_dict`, to the last bit.
+# *Difficulty 2 of 3, ten minutes.* `border = Border(p)` holds the values, and `border()` makes the canvas `[1, 1, H,
+# W]` of them; `net(images, canvas)` gives the logits. The net comes to you straight from its own training. When you are
+# done it must be what it was: every tensor in its `state_dict`, to the last bit; and no weight of it may hold a
+# gradient.
 
 
 # %% tags=["exercise"]
@@ -287,9 +288,10 @@ print(
 assert (W.numel(), 32 * 9 + 32, A.numel()) == (9216, 320, 1024)
 
 # %% [markdown]
-# For this kernel of 9,216 numbers that is 320 numbers of LoRA with rank 1, or 1,024 of a residual adapter. Both begin
-# at zero, where they change nothing. The cheapest of all, as the biases in GPT-2, are the scales and biases of
-# BatchNorm, with its statistics left alone. Counted over the whole network, a new head of 325 included:
+# For this kernel of 9,216 numbers that is 320 numbers of LoRA with rank 1, or 1,024 of a residual adapter. LoRA's
+# second factor and the residual adapter begin at zero, where they change nothing. The cheapest at this door, akin to
+# the biases in GPT-2, are the scales and biases of BatchNorm, with its statistics left alone. Counted over the whole
+# network, a new head of 325 included:
 
 # %%
 for name, method in {

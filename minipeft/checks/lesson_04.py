@@ -60,7 +60,7 @@ def _names(found: Tensors, expected: set[str]) -> None:
         "lm_head.weight is still there: the head is tied, our model has no matrix of its own for it.",
     )
     masks = [name for name in found if name.endswith((".attn.bias", ".attn.masked_bias"))]
-    require(not masks, f"{masks[0] if masks else ''} is still there: in old files that is the causal mask, no weight.")
+    require(not masks, f"{masks[0] if masks else ''} is still there: that is the causal mask, no weight.")
     missing = sorted(expected - set(found))
     require(
         not any(name.endswith("c_attn.bias") for name in missing),

@@ -1,7 +1,8 @@
 """Lesson 10: a soft prompt's keys and values, and rows of unlike prefixes in one batch, against `transformers`."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -138,7 +139,8 @@ def judge_serve(serve: Callable[..., Any]) -> None:
         ]
         tokens = torch.randint(V, (len(lengths), T), generator=generator)
         copies = [(keys.clone(), values.clone()) for keys, values in prefixes]
-        found = _called(serve, model, (copies, tokens.clone()))
+        with _batches_in(model) as batches:
+            found = _called(serve, model, (copies, tokens.clone()))
         require(isinstance(found, Tensor), f"serve must return a tensor, not a {type(found).__name__}.")
         shape = (len(lengths), T, V)
         require(
@@ -149,6 +151,22 @@ def judge_serve(serve: Callable[..., Any]) -> None:
         expected = _alone_by_transformers(model, prefixes, tokens)
         if not _close(found, expected):
             _name_what_a_row_saw(found, expected, model, prefixes, tokens)
+        require(
+            batches == [len(lengths)],
+            f"the logits are right, and the first block was called with {' and '.join(map(str, batches))} rows: all "
+            f"{len(lengths)} are to go through together, once.",
+        )
+
+
+@contextmanager
+def _batches_in(model: GPT2) -> Iterator[list[int]]:
+    """With how many rows the first block is called."""
+    seen: list[int] = []
+    handle = model.blocks[0].register_forward_hook(lambda block, inputs, output: seen.append(len(inputs[0])))
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
 def _name_what_a_row_saw(found: Tensor, expected: Tensor, model: GPT2, prefixes: Prefixes, tokens: Tensor) -> None:

@@ -3,8 +3,8 @@
     h + W₂ gelu(W₁ h + b₁) + b₂
 
 Houlsby: after each of the two halves of a block, before its input is added. Lin: one after each block, on
-LayerNorm(h) with a norm of its own. W₂ starts at zero, so that a new adapter changes nothing; Houlsby et al. draw it
-as small as W₁, which moves the logits of nano by 1e-3 before any training.
+LayerNorm(h) with a norm of its own. W₂ starts at zero, so that a new adapter changes nothing; Houlsby et al.'s code
+draws it as small as W₁, which moves the logits of nano by 1e-3 before any training.
 Source: Houlsby et al. 2019, §2.1; Lin et al. 2020, §3.
 Trainable numbers: 2·L·(2·D·m + D + m) or, of Lin's, L·(2·D·m + D + m + 2·D).
 """
@@ -164,5 +164,5 @@ class Adapters(Attachment):
 
 
 def _near_zero(rows: int, columns: int, generator: torch.Generator | None) -> Float[Tensor, "rows columns"]:
-    """Normal with a deviation of 1e-3, cut at two deviations: Houlsby et al. 2019, §3.6."""
+    """Normal with a deviation of 1e-3, cut at two deviations: Houlsby et al.'s code; their §3.6 says 1e-2."""
     return nn.init.trunc_normal_(torch.empty(rows, columns), std=1e-3, a=-2e-3, b=2e-3, generator=generator)

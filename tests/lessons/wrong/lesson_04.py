@@ -31,7 +31,7 @@ def biases_thrown_away(stored):
     return read(stored, no_weights=("attn.bias", "masked_bias", "lm_head.weight"))
 
 
-@fails_with("h.0.attn.bias is still there: in old files that is the causal mask")
+@fails_with("h.0.attn.bias is still there: that is the causal mask")
 def masks_kept(stored):
     return read(stored, no_weights="lm_head.weight")
 

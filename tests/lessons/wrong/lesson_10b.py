@@ -121,3 +121,9 @@ def a_row_without_prefix_forgotten(model, prefixes, tokens):
     bare = [row for row, (k, _) in enumerate(prefixes) if k.shape[2] == 0]
     logits[bare] = 0
     return logits
+
+
+@fails_with("the logits are right, and the first block was called with 1 and 1 rows: all 2 are to go through together")
+def one_after_another(model, prefixes, tokens):
+    rows = zip(prefixes, tokens, strict=True)
+    return torch.cat([model(row[None], memory=FixedMemory(k[:, None], v[:, None])) for (k, v), row in rows])
