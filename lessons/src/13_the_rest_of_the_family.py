@@ -322,9 +322,9 @@ tuned.detach()
 
 # %% [markdown]
 # The authors' code draws all weights so small, with a deviation of 0.001, that the logits hardly move, here by less
-# than 0.001 (the paper says ten times that); the package takes a zero $W_2$, which does not move them at all. The paper trains
-# the layer norms as well; they are not among the numbers above. An adapter cannot be merged, since gelu stands in it: a
-# model with adapters keeps doing their work in every block.
+# than 0.001 (the paper says ten times it); the package takes a zero $W_2$, which does not move them at all. The paper
+# trains the layer norms as well; they are not among the numbers above. An adapter cannot be merged, since gelu stands
+# in it: a model with adapters keeps doing their work in every block.
 #
 # ## IA³ and BitFit
 #
