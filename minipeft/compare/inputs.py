@@ -20,8 +20,6 @@ from minipeft.overview import count
 from minipeft.tasks import open_task, task_from_file
 
 ONLY_LABELS = (MAJORITY, BEST_PROMPT, CALIBRATED, LINEAR_PROBE)
-TOLD = "e2e"
-"""The task whose texts are compared with what people wrote."""
 INPUTS_FILE = "inputs.json"
 
 
@@ -31,11 +29,6 @@ def sealed_task(study: Study, name: str) -> SealedTask:
     if source is None:
         return SealedTask(open_task(name))
     return SealedTask(replace(task_from_file(source.data, source.input, source.target, source.kind), name=name))
-
-
-def is_told(study: Study, name: str) -> bool:
-    """Whether a task's texts are scored by their overlap with what people wrote."""
-    return name == TOLD and name not in study.sources
 
 
 def room_of(study: Study, part: Part, shape: GPT2Config) -> int:
@@ -84,7 +77,7 @@ def _check_task(study: Study, part: Part, name: str, content: dict[str, str]) ->
     most, there = max((number or 0 for number in part.examples), default=0), len(task.splits["train"])
     if most > there:
         raise StudyError(f"part {part.name}: {name} has {there:,} training examples, fewer than {most:,}.")
-    if is_told(study, name):
+    if study.is_told(name):
         check_scorers()
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from minipeft.kernels.machine import CPU_NAME
+
 
 class Meter:
     """From here on: seconds and the highest memory, and the memory that was taken already.
@@ -60,8 +62,7 @@ def machine(device: str) -> str:
     """What it ran on, in words: processor or GPU, PyTorch, threads."""
     if torch.device(device).type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, PyTorch {torch.__version__}"
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    name = capabilities.get("cpu_name") or platform.processor() or platform.machine()
+    name = CPU_NAME or platform.processor() or platform.machine()
     threads = torch.get_num_threads()
     return f"{name}, PyTorch {torch.__version__}, {threads} thread{'s' * (threads != 1)}"
 

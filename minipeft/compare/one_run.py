@@ -14,7 +14,7 @@ from torch import Tensor
 from minipeft.batches import ShuffledStream
 from minipeft.compare.bare import LinearProbe, Untrained
 from minipeft.compare.contenders import BARE, LINEAR_PROBE, method_of
-from minipeft.compare.inputs import is_told, room_of, sealed_task
+from minipeft.compare.inputs import room_of, sealed_task
 from minipeft.compare.machine import Meter, machine
 from minipeft.compare.results import Row, number_or_none, pack
 from minipeft.compare.sealed import SealedTask
@@ -146,7 +146,7 @@ class Performer:
             return {"test": _label_scores(score, task, examples, answers), "right": _right(task, examples, answers)}
         loss = evaluate(tuned, encoder, examples).loss
         row: Row = {"test": {"perplexity": number_or_none(perplexity_of(loss)), "loss": number_or_none(loss)}}
-        if is_told(self.study, run.task):
+        if self.study.is_told(run.task):
             written = tell(writer_of(tuned), encoder, examples, self.study.told_inputs)
         elif self.study.is_steered(run.task):
             judge = judge_in(self.folder / JUDGE_FOLDER)

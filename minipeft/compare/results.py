@@ -51,10 +51,7 @@ class Results:
         """How many runs of a part have no row; before its choice is made, every one that is to see test."""
         sweep = sum(study.key(run) not in self.rows for run in study.sweep(part))
         if not self.is_closed(study, part):
-            many = [
-                bool(study.contenders[name].trials) or study.is_steered(task) for task, _, name, _, _ in crossed(part)
-            ]
-            return sweep + sum(len(part.seeds) if own else min(1, len(part.seeds)) for own in many)
+            return sweep + sum(len(study.seeds_of(part, task, name)) for task, _, name, _, _ in crossed(part))
         finals = study.finals(part, self.choices(study, part))
         return sweep + sum(study.key(run) not in self.rows for run in finals)
 

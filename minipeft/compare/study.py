@@ -14,6 +14,8 @@ from typing import Any
 from minipeft.tasks.writing import LABELS as STEERED
 
 SWEEP, FINAL = "sweep", "final"
+TOLD = "e2e"
+"""The task whose texts are compared with what people wrote."""
 Group = tuple[Any, ...]
 """What the runs have in common among which dev chooses: part, task, model, contender, examples, size."""
 
@@ -167,6 +169,10 @@ class Study:
         """The part of this name."""
         return next(part for part in self.parts if part.name == name)
 
+    def is_told(self, task: str) -> bool:
+        """Whether a task's texts are scored by their overlap with what people wrote."""
+        return task == TOLD and task not in self.sources
+
     def is_steered(self, task: str) -> bool:
         """Whether a task's texts are drawn, and a judge says what they are."""
         return task in STEERED and task not in self.sources
@@ -182,16 +188,18 @@ class Study:
                 yield Run(SWEEP, part.name, task, model, name, examples, size, self.sweep_seed, trial)
 
     def finals(self, part: Part, chosen: Mapping[Group, int]) -> Iterator[Run]:
-        """The runs of a part that see test, with the trials that were chosen.
-
-        An untrained contender has one run, but where its texts are drawn.
-        """
+        """The runs of a part that see test, with the trials that were chosen."""
         for task, model, name, examples, size in crossed(part):
             bare = not self.contenders[name].trials
             trial = 0 if bare else chosen.get(self.chooser(part, task, model, name, examples, size))
-            for seed in part.seeds[:1] if bare and not self.is_steered(task) else part.seeds:
+            for seed in self.seeds_of(part, task, name):
                 if trial is not None:
                     yield Run(FINAL, part.name, task, model, name, examples, size, seed, trial)
+
+    def seeds_of(self, part: Part, task: str, contender: str) -> tuple[int, ...]:
+        """With which seeds a contender is tested: an untrained one with the first, but where its texts are drawn."""
+        drawn = bool(self.contenders[contender].trials) or self.is_steered(task)
+        return part.seeds if drawn else part.seeds[:1]
 
     def chooser(self, part: Part, *crossed: Any) -> Group:
         """The group whose choice the runs of a part take; of another part that with all examples, and its own size."""
@@ -211,7 +219,7 @@ class Study:
             "training": [self.steps_of(part), self.batch_size, self.eval_every, self.dtype],
             "source": asdict(self.sources[run.task]) if run.task in self.sources else None,
         }
-        if self.told_inputs is not None:
+        if self.told_inputs is not None and self.is_told(run.task):
             told["told_inputs"] = self.told_inputs
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 

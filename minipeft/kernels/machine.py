@@ -13,7 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 _CAN = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-_AMD = "AMD" in str(_CAN.get("cpu_name"))
+CPU_NAME = str(_CAN.get("cpu_name") or "")
+"""As the processor tells it; empty where PyTorch cannot ask."""
+_AMD = "AMD" in CPU_NAME
 HAS_AMX = bool(_CAN.get("amx_tile"))
 """Whether it has units for matrices in bfloat16, several times as fast as fp32."""
 QUICK_IN_BFLOAT16 = HAS_AMX or (_AMD and bool(_CAN.get("avx512_bf16")))
