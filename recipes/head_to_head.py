@@ -106,27 +106,26 @@ def computed(report: Report) -> dict[str, Callable[..., str]]:
         found = report.paired(part, [(one, other)], model=model)[0].mean
         return f"{found.value:+.1f} ± {found.half:.1f}"
 
-    def means_of(part: str, model: str) -> dict[str, float]:
-        """The mean over tasks of each contender's test scores, best first."""
-        scores: dict[str, list[float]] = {}
+    def means_of(part: str, model: str, what: Callable[[Cell], float]) -> dict[str, float]:
+        """The mean over tasks of something of each contender, most first."""
+        found: dict[str, list[float]] = {}
         for one in report.cells(part, model=model):
-            scores.setdefault(one.contender, []).append(one.mean.value * (1 if MEASURES[one.measure][2] else -1))
-        means = {name: sum(own) / len(own) for name, own in scores.items()}
+            found.setdefault(one.contender, []).append(what(one))
+        means = {name: sum(own) / len(own) for name, own in found.items()}
         return dict(sorted(means.items(), key=lambda item: -item[1]))
+
+    def goodness(one: Cell) -> float:
+        return one.mean.value * (1 if MEASURES[one.measure][2] else -1)
 
     def rank(part: str, model: str, place: str) -> str:
         """The contender that stands at a place by its mean, and that mean."""
-        name, mean = list(means_of(part, model).items())[int(place) - 1]
+        name, mean = list(means_of(part, model, goodness).items())[int(place) - 1]
         return f"{called(name)} ({abs(mean):.1f})"
 
     def frontier(part: str, model: str, cost: str) -> str:
         """Contenders that no other equals by its mean at no more cost, cheapest first: cost and mean."""
-        cells: dict[str, list[Cell]] = {}
-        for one in report.cells(part, model=model):
-            cells.setdefault(one.contender, []).append(one)
-        costs = {name: sum(one.of(cost) for one in own) / len(own) for name, own in cells.items()}
+        means, costs = means_of(part, model, goodness), means_of(part, model, lambda one: one.of(cost))
         told, best = [], -math.inf
-        means = means_of(part, model)
         for name in sorted(means, key=lambda name: (costs[name], -means[name])):
             if means[name] > best:
                 told.append(f"{called(name)} ({costs[name]:,.0f}: {abs(means[name]):.1f})")
