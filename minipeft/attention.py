@@ -73,7 +73,7 @@ def fused_attention(
     if many_single and not q.requires_grad and not dropout:
         return single_query_attention(q, k, v, mask)
     if mask is None and T == S and by_products(q, dropout):
-        return product_attention(q, k, v)
+        return product_attention(q, k, v, lower_right_mask(T, S, device=q.device)[0, 0])
     if mask is None and T == S:  # both corners coincide, so the kernel's own causal mask is right
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
     if mask is None and T > 1:  # a single query sees every key and needs no mask

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -319,7 +320,8 @@ def test_attention_by_products_is_explicit_attention(
     exact = qkv.detach().double().requires_grad_()
     weight = torch.randn(shape, generator=draw)
     found = []
-    for attend, joined in ((product_attention.product_attention, qkv), (explicit_attention, exact)):
+    by_products = partial(product_attention.product_attention, causal=lower_right_mask(T, T)[0, 0])
+    for attend, joined in ((by_products, qkv), (explicit_attention, exact)):
         heads = attend(*(part.unflatten(-1, (H, Dh)).transpose(1, 2) for part in joined.chunk(3, dim=-1)))
         found.append([heads, *torch.autograd.grad((heads.double() * weight).sum(), joined)])
     assert found[0][0].dtype == dtype
@@ -331,7 +333,7 @@ def test_attention_by_products_is_explicit_attention(
 
 def test_attention_by_products_is_for_training_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr("minipeft.attention.product_attention", lambda q, k, v: asked.append(q.shape) or v)
+    monkeypatch.setattr("minipeft.attention.product_attention", lambda q, k, v, causal: asked.append(causal) or v)
 
     def attend(dtype: torch.dtype = torch.bfloat16, grad: bool = True, **options: Any) -> None:
         q, k, v = (torch.randn(1, 2, 5, 4, dtype=dtype, requires_grad=grad) for _ in range(3))

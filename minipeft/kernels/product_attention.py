@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -35,29 +35,32 @@ def by_products(q: Float[Tensor, "B H T Dh"], dropout: float) -> bool:
 
 
 def product_attention(
-    q: Float[Tensor, "B H T Dh"], k: Float[Tensor, "B H T Dh"], v: Float[Tensor, "B H T Dh"]
+    q: Float[Tensor, "B H T Dh"],
+    k: Float[Tensor, "B H T Dh"],
+    v: Float[Tensor, "B H T Dh"],
+    causal: Bool[Tensor, "T T"],
 ) -> Float[Tensor, "B H T Dh"]:
-    """Causal softmax(q kᵀ / √Dh) v. Scores and shares are of the inputs' type, as those of explicit attention."""
-    return _ProductAttention.apply(q, k, v)
+    """softmax(q kᵀ / √Dh) v, where `causal` is the causal mask. Scores and shares are of the inputs' type."""
+    return _ProductAttention.apply(q, k, v, torch.where(causal, 0.0, -math.inf).to(q.dtype))
 
 
 class _ProductAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> Tensor:
         out = _by_token(q)
         for rows, block, seen in _tiles(*q.shape[:3]):
-            out[rows, :, block] = _shares(q[rows, :, block], k[rows, :, seen]) @ v[rows, :, seen]
-        ctx.save_for_backward(q, k, v)
+            out[rows, :, block] = _shares(q[rows, :, block], k[rows, :, seen], hidden[block, seen]) @ v[rows, :, seen]
+        ctx.save_for_backward(q, k, v, hidden)
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = ctx.saved_tensors
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v, hidden = ctx.saved_tensors
         d_q, d_k, d_v = _by_token(q), _by_token(q), _by_token(q)
         for rows, block, seen in _tiles(*q.shape[:3]):
             own_q, own_d_out, own_k = q[rows, :, block], d_out[rows, :, block], k[rows, :, seen]
-            shares = _shares(own_q, own_k)
+            shares = _shares(own_q, own_k, hidden[block, seen])
             d_shares = own_d_out @ v[rows, :, seen].transpose(-2, -1)
             d_scores = torch.ops.aten._softmax_backward_data(d_shares, shares, -1, shares.dtype)
             d_scores.mul_(1 / math.sqrt(q.shape[-1]))
@@ -67,7 +70,7 @@ class _ProductAttention(torch.autograd.Function):
                     whole[rows] = part
                 else:
                     whole[rows, :, seen] += part
-        return d_q, d_k, d_v
+        return d_q, d_k, d_v, None
 
 
 def _tiles(B: int, H: int, T: int) -> Iterator[tuple[slice, slice, slice]]:
@@ -79,11 +82,12 @@ def _tiles(B: int, H: int, T: int) -> Iterator[tuple[slice, slice, slice]]:
             yield slice(first, first + most), slice(start, end), slice(0, end)
 
 
-def _shares(q: Float[Tensor, "B H T Dh"], k: Float[Tensor, "B H S Dh"]) -> Float[Tensor, "B H T S"]:
-    """softmax(q kᵀ / √Dh), where the last query sees the last key."""
-    T, S, Dh = q.shape[-2], *k.shape[-2:]
-    hidden = torch.full((T, S), -math.inf, dtype=q.dtype, device=q.device).triu_(1 + S - T)
-    scores = torch.baddbmm(hidden, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), alpha=1 / math.sqrt(Dh))
+def _shares(
+    q: Float[Tensor, "B H T Dh"], k: Float[Tensor, "B H S Dh"], hidden: Float[Tensor, "T S"]
+) -> Float[Tensor, "B H T S"]:
+    """softmax(q kᵀ / √Dh + hidden)."""
+    scale = 1 / math.sqrt(q.shape[-1])
+    scores = torch.baddbmm(hidden, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), alpha=scale)
     return scores.softmax(dim=-1).unflatten(0, q.shape[:2])
 
 
