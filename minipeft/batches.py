@@ -72,16 +72,26 @@ class MicroBatches:
     Gradients add up, so the step is the same, but for rounding and for which numbers dropout draws.
     """
 
-    def __init__(self, most: int) -> None:
-        """`most`: rows at once, at least 1."""
+    def __init__(self, most: int, asked: int | str = "whole") -> None:
+        """`most`: rows at once, at least 1; `asked`: the setting that they come from."""
         if most < 1:
             raise ValueError(f"the micro-batch must be at least 1 row, got {most}.")
-        self.most = most
+        self.most, self.asked = most, asked
 
     def cut(self, rows: Rows, processes: int = 1) -> Iterator[Rows]:
         """The batch in parts, one after another, each of which so many processes take together."""
         for start in range(0, len(rows), self.most * processes):
             yield rows[start : start + self.most * processes]
+
+    def go_on_with(self, most: int) -> None:
+        """Take as many at once as before a run was stopped, or say that there is room for fewer now."""
+        if most > self.most:
+            print(
+                f"minipeft: there was room for {most} rows at a time, now for {self.most}; same batch, but sums are "
+                "rounded otherwise.",
+                file=sys.stderr,
+            )
+        self.most = min(most, self.most)
 
     def use_fewer(self) -> bool:
         """Take half as many at once from here on, and say so; False where it was one alone."""

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 import typer
 
@@ -64,8 +65,29 @@ def _in_one_sentence(commands: Callable[[], object], name: str) -> None:
         message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         if isinstance(error, OSError) and error.filename and str(error.filename) not in message:
             message = f"{error.filename}: {message}"
-        print(f"{name}: {message}", file=sys.stderr)
-        sys.exit(2)
+        _end(name, message)
+    except RuntimeError as error:
+        sentence = _of_torch(error)
+        if sentence is None:
+            raise
+        _end(name, sentence)
+
+
+def _end(name: str, message: str) -> NoReturn:
+    print(f"{name}: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _of_torch(error: RuntimeError) -> str | None:
+    """What PyTorch did not manage on this machine, as a person can mend it; None: something else went wrong."""
+    from minipeft.kernels.allocator import ran_out_of_memory
+
+    first = str(error).strip().split("\n")[0].split(". ")[0]
+    if ran_out_of_memory(error):
+        return f"there is not enough memory ({first}); take fewer rows, shorter texts, or a smaller model or --dtype."
+    if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+        return f"--compile does not work here ({first}); on a CPU it needs a C++ compiler. Leave it out."
+    return None
 
 
 if __name__ == "__main__":

@@ -26,13 +26,16 @@ def draw_metrics(out: str | Path) -> None:
 
 
 @contextmanager
-def tensorboard_writer(out: str | Path) -> Iterator[Callable[[Mapping[str, object]], None]]:
-    """What writes a row of the metrics into `OUT/tensorboard`. Raises ValueError if TensorBoard is not installed."""
+def tensorboard_writer(out: str | Path, first: int = 1) -> Iterator[Callable[[Mapping[str, object]], None]]:
+    """What writes a row of the metrics into `OUT/tensorboard`, from step `first` on; what was there of it is hidden.
+
+    Raises ValueError if TensorBoard is not installed.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise ValueError("TensorBoard is not installed; get it with: pip install tensorboard") from None
-    writer = SummaryWriter(str(Path(out) / "tensorboard"))
+    writer = SummaryWriter(str(Path(out) / "tensorboard"), purge_step=first)
 
     def write(row: Mapping[str, object]) -> None:
         step = row["step"]

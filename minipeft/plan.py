@@ -138,10 +138,20 @@ def available_memory(device: torch.device) -> int:
     told = Path("/proc/meminfo")
     if told.exists():
         lines = dict(line.split(":") for line in told.read_text().splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024
+        return int(min(int(lines["MemAvailable"].split()[0]) * 1024, _left_in_container()))
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     return 4 << 30  # nothing tells it: half of what a small machine has
+
+
+def _left_in_container(told: Path = Path("/sys/fs/cgroup")) -> float:
+    """Bytes that Linux lets this container take yet (control groups, version 2); infinite where it has no limit."""
+    try:
+        limit, used = ((told / f"memory.{name}").read_text().strip() for name in ("max", "current"))
+        kinds = dict(line.split() for line in (told / "memory.stat").read_text().splitlines())
+        return math.inf if limit == "max" else float(int(limit) - int(used) + int(kinds["inactive_file"]))
+    except (OSError, ValueError, KeyError):
+        return math.inf
 
 
 def bytes_of(text: str) -> int:

@@ -1,6 +1,7 @@
 """Train a GPT-2 from nothing on plain text files."""
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from minipeft.perplexity import perplexities, unigram_perplexities
 from minipeft.plan import check_micro_batch, measure_rates, model_flops, rows_at_once
 from minipeft.rehearsal import Work
 from minipeft.sampling import Sampling
-from minipeft.token_files import Shards, TokenFiles, is_prepared, prepare_tokens
+from minipeft.token_files import Shards, TokenFiles, is_finished, is_prepared, prepare_tokens
 from minipeft.tokenizer import Tokenizer
 from minipeft.train import train
 from minipeft.train_config import TrainConfig
@@ -49,12 +50,11 @@ class PretrainConfig:
     """What is trained, and how it is computed; `TrainConfig` says how long and at which rates."""
 
     model: GPT2Config
-    window: int | None = None
-    """Tokens of a training text, at most and by default the model's positions."""
+    """Texts of as many tokens as it has positions are trained on: one that was never trained would be no good."""
     dtype: torch.dtype = torch.float32
     """Of the activations; the weights are fp32. In fp16 losses are scaled."""
-    held_out: float = HELD_OUT_PERCENT
-    """Percent of the text that is not trained on, and measured."""
+    held_out: float | None = None
+    """Percent of the text that is not trained on, but measured; None: `HELD_OUT_PERCENT`, or as it was prepared."""
     micro_batch: int | str = "whole"
     """Windows at once, "whole": the batch, or "auto": as many as `minipeft.plan` says fit."""
     checkpointing: bool = False
@@ -66,15 +66,15 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         check_micro_batch(self.micro_batch)
-        if not 2 <= self.length <= self.model.n_positions:
-            raise ValueError(f"window is {self.window}; it must be from 2 to the {self.model.n_positions} positions.")
-        if not 0 <= self.held_out < 100:
+        if self.length < 2:
+            raise ValueError(f"a text of {self.length} token has nothing to predict; it takes at least 2.")
+        if self.held_out is not None and not 0 <= self.held_out < 100:
             raise ValueError(f"held_out is a percentage from 0 to below 100, got {self.held_out}.")
 
     @property
     def length(self) -> int:
         """Tokens of a training text."""
-        return self.model.n_positions if self.window is None else self.window
+        return self.model.n_positions
 
     def told(self) -> dict[str, Any]:
         """What a resumed run must have in common with the run that it resumes."""
@@ -84,16 +84,23 @@ class PretrainConfig:
 def tokens_of(files: Sequence[str | Path], how: PretrainConfig, folder: Path, overwrite: bool = False) -> TokenFiles:
     """The tokens of these texts, made in `folder` unless they are there, or those of the one folder that was named.
 
-    Raises ValueError if that one's are of another vocabulary, and what `prepare_tokens` and `TokenFiles.open` raise.
+    Raises ValueError if that one's are of another vocabulary or hold out another part than was asked for, and what
+    `prepare_tokens` and `TokenFiles.open` raise.
     """
     tokenizer = Tokenizer.for_vocab_size(how.model.vocab_size)
     if len(files) != 1 or not is_prepared(files[0]):
-        return prepare_tokens(files, tokenizer, folder, how.held_out, overwrite=overwrite)
+        percent = HELD_OUT_PERCENT if how.held_out is None else how.held_out
+        return prepare_tokens(files, tokenizer, folder, percent, overwrite=overwrite)
     tokens = TokenFiles.open(files[0])
     if tokens.tokenizer != tokenizer.fingerprint():
         raise ValueError(
             f"{files[0]} holds tokens of a vocabulary of {tokens.vocab_size:,}, but this model's has "
             f"{tokenizer.vocab_size:,}; prepare the text with --vocab-size {tokenizer.vocab_size}."
+        )
+    if how.held_out not in (None, tokens.held_out_percent):
+        raise ValueError(
+            f"{files[0]} was prepared with {tokens.held_out_percent:g} % of the text held out, and not "
+            f"{how.held_out:g} %; leave --held-out away, or prepare the text with it."
         )
     return tokens
 
@@ -111,7 +118,7 @@ def _tokens_for_all(
     made = team.from_writer(lambda: tokens_of(files, how, folder, overwrite).train.fingerprint)
 
     def tokens() -> TokenFiles:
-        there = is_prepared(folder) and TokenFiles.open(folder).train.fingerprint == made
+        there = is_finished(folder) and TokenFiles.open(folder).train.fingerprint == made
         return tokens_of([folder] if there else files, how, folder, overwrite)
 
     found = team.first_here_first(tokens)
@@ -168,6 +175,8 @@ def pretrain(
         sharding.check_team(team)
     settings = replace(settings, scaled=how.dtype == torch.float16)
     corpus = _tokens_for_all(team, files, how, Path(out) / TOKENS_FOLDER, overwrite)
+    if not corpus.held_out and settings.patience:
+        raise CorpusError("no text is held out, so patience has nothing to wait for; raise --held-out.")
     model = GPT2(how.model, seed=settings.seed).to("cpu" if how.shard else device).train()
     model.use_activations(None if how.dtype == torch.float32 else how.dtype)
     model.use_kernels().use_checkpointing(how.checkpointing)
@@ -179,8 +188,14 @@ def pretrain(
         sharding.shard(model, team)
     untrained = perplexities(model, corpus)
     windows = TokenWindows(corpus.train, how.length, settings.batch_size, settings.seed)
+    if not corpus.held_out and corpus.held_out_percent and team.is_writer:
+        print(
+            f"minipeft: of so short a text nothing fell to the {corpus.held_out_percent:g} % that is held out, so that "
+            "nothing is measured and the last step is kept; a larger --held-out holds more out.",
+            file=sys.stderr,
+        )
     at_once = team.from_writer(lambda: rows_at_once(how.micro_batch, work, torch.device(device), team.local_size))
-    micro, loss = MicroBatches(at_once), team.loss_of(model.loss, model.parameters())
+    micro, loss = MicroBatches(at_once, how.micro_batch), team.loss_of(model.loss, model.parameters())
 
     def loss_at(step: int) -> Iterator[Tensor]:
         for share in team.shares(windows(step), micro, scored=len):
@@ -202,7 +217,7 @@ def pretrain(
         resume=resume,
         setting={**how.told(), "tokens": corpus.train.fingerprint},
         label="pretrain",
-        use_less_memory=micro.use_fewer,
+        micro=micro,
         pace=pace,
         watch=watch,
         team=team,

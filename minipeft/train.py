@@ -14,6 +14,7 @@ from types import FrameType
 import torch
 from torch import Tensor, nn
 
+from minipeft.batches import MicroBatches
 from minipeft.distributed import ALONE, SEEDS_APART, Team, own_part, whole
 from minipeft.kernels.allocator import keep_freed_memory, ran_out_of_memory
 from minipeft.progress import progress_bar
@@ -42,7 +43,7 @@ def train(
     resume: bool = False,
     setting: Mapping[str, object] | None = None,
     label: str = "train",
-    use_less_memory: Callable[[], bool] = lambda: False,
+    micro: MicroBatches | None = None,
     pace: Callable[[float], str] = "{:.2f} s a step".format,
     watch: Callable[[Mapping[str, object]], None] = lambda row: None,
     team: Team = ALONE,
@@ -54,18 +55,21 @@ def train(
     everything else that shapes the run; resuming with another setting is refused. Writes `training_state.safetensors`
     and `metrics.jsonl`.
 
-    A step that runs out of memory is done again as long as `use_less_memory()` could help; before the update, nothing
-    of it was kept. `pace` tells in words what so many seconds a step mean, `watch` sees every row of the metrics.
+    A step that runs out of memory is done again with fewer rows at once, if `micro` can take fewer; before the update,
+    nothing of it was kept. A resumed run takes as many at once as it did before, so that its sums come out the same.
+    `pace` tells in words what so many seconds a step mean, `watch` sees every row of the metrics.
 
     In a `team` every process calls this with its own part of the loss (`Team.shares`, `Team.loss_of`); the writer alone
     writes files and watches, and what it measures decides for all. The state can be resumed by any other team.
 
-    Ctrl-C is held until the step in progress is whole; then the state is saved and KeyboardInterrupt goes on.
+    Ctrl-C is held until the step in progress is whole; then the state is saved and KeyboardInterrupt goes on. A second
+    one does not wait; what is saved then is the state of the last whole step, or, of an update broken in two, the one
+    that was saved before it.
     Raises TrainingDiverged on a loss or gradient that is no number or a spike, if they are not to be passed over,
     OutOfMemory if a step does not fit, CheckpointError if the state in `out` cannot be resumed.
     """
     all_settings = json.loads(json.dumps({**asdict(config), **(setting or {})}))
-    run = TrainingState(parameters, config, Path(out), all_settings, team)
+    run = TrainingState(parameters, config, Path(out), all_settings, team, micro)
     if resume and team.from_writer(run.state_path.exists):
         run.restore()
     else:
@@ -74,10 +78,14 @@ def train(
     random_state = torch.get_rng_state()
     try:
         with _held_interrupts() as interrupted:
-            _loop(run, loss_at, evaluate, label, interrupted, use_less_memory, pace, watch)
-    except (KeyboardInterrupt, OutOfMemory) as reason:
-        if team.size == 1 or isinstance(reason, KeyboardInterrupt):  # out of memory is one process, and the others wait
+            _loop(run, loss_at, evaluate, label, interrupted, pace, watch)
+    except BaseException as reason:
+        no_room = isinstance(reason, OutOfMemory) or ran_out_of_memory(reason)
+        # out of memory is one process, and the others wait
+        if run.is_whole and (isinstance(reason, KeyboardInterrupt) or (no_room and team.size == 1)):
             run.save()
+        if no_room and not isinstance(reason, OutOfMemory):
+            raise OutOfMemory(f"there is not enough memory after step {run.result.step} ({_first(reason)}).") from None
         raise
     finally:
         torch.set_rng_state(random_state)
@@ -92,7 +100,6 @@ def _loop(
     evaluate: Evaluation | None,
     label: str,
     interrupted: list[int],
-    use_less_memory: Callable[[], bool],
     pace: Callable[[float], str],
     watch: Callable[[Mapping[str, object]], None],
 ) -> None:
@@ -129,13 +136,15 @@ def _loop(
             if save:
                 run.save()
                 saved = time.monotonic()
-            result.last_loss = _step(run, loss_at, result.step, use_less_memory)
-            result.step += 1
-            result.seconds = time.monotonic() - before
+            value = _gradients(run, loss_at, result.step)
+            with run.changing():
+                result.last_loss = _update(run, value, result.step)
+                result.step += 1
+                result.seconds = time.monotonic() - before
 
 
-def _step(run: TrainingState, loss_at: Losses, step: int, use_less_memory: Callable[[], bool]) -> float:
-    """One forward, backward and, unless the step is passed over, update; returns the loss in nats."""
+def _gradients(run: TrainingState, loss_at: Losses, step: int) -> float:
+    """One forward and backward, with fewer rows at once if memory runs out; returns the loss in nats of all rows."""
     value = None
     scale = run.result.scale if run.config.scaled else 1.0
     while value is None:
@@ -147,17 +156,23 @@ def _step(run: TrainingState, loss_at: Losses, step: int, use_less_memory: Calla
         except Exception as error:
             if not ran_out_of_memory(error):
                 raise
-            told = str(error).split(". ")[0]
+            told = _first(error)
         if value is None and run.team.size > 1:  # the others wait for this process as it was
             raise OutOfMemory(f"there is not enough memory for step {step + 1} ({told}); lower --micro-batch.")
-        if value is None and not use_less_memory():  # here, where the failed step's tensors are gone
+        if value is None and not (
+            run.micro and run.micro.use_fewer()
+        ):  # here, where the failed step's tensors are gone
             run.optimizer.zero_grad(set_to_none=True)
             raise OutOfMemory(
                 f"there is not enough memory for step {step + 1} even with one row at a time ({told}); `minipeft "
                 "plan` says what would fit."
             )
-    value = run.team.sum(value)
-    if run.config.scaled and math.isfinite(value) and not _unscale(run, scale):
+    return run.team.sum(value)
+
+
+def _update(run: TrainingState, value: float, step: int) -> float:
+    """Change the parameters by their gradients, unless the step is passed over; returns its loss."""
+    if run.config.scaled and math.isfinite(value) and not _unscale(run):
         return value
     norm = float(whole(nn.utils.clip_grad_norm_(run.parameters.values(), run.config.clip or math.inf)))
     if wrong := run.wrong_with(value, norm):
@@ -180,12 +195,17 @@ def _backward(loss: Tensor | Iterator[Tensor], scale: float) -> float:
     return value
 
 
-def _unscale(run: TrainingState, scale: float) -> bool:
+def _first(error: BaseException) -> str:
+    """The first sentence of an error."""
+    return str(error).split(". ")[0]
+
+
+def _unscale(run: TrainingState) -> bool:
     """Divide the gradients by the loss's scale; False if it was too much for them, and is halved.
 
     One that held for long is doubled. Source: Micikevicius et al. 2018, §3.2.
     """
-    result = run.result
+    result, scale = run.result, run.result.scale
     gradients = [p.grad for p in run.parameters.values() if p.grad is not None]
     (overflow,) = run.team.any(not all(bool(torch.isfinite(own_part(gradient)).all()) for gradient in gradients))
     if overflow and scale > 1:
@@ -212,6 +232,7 @@ def _finish_step(run: TrainingState, evaluate: Evaluation | None, last: bool) ->
     row: dict[str, object] = {"step": result.step, "loss": loss, "lr": config.lr_at(result.step - 1)}
     if result.skipped:
         row["skipped"] = result.skipped
+    numbers: dict[str, float] = {}
     if evaluate and (last or _is_due(run)):
         measured = run.team.broadcast(dict(evaluate()))
         numbers = {what: number for what, number in measured.items() if not isinstance(number, str)}
@@ -219,10 +240,12 @@ def _finish_step(run: TrainingState, evaluate: Evaluation | None, last: bool) ->
             if not math.isfinite(number):
                 raise run.diverged(f"{what} is {number}", result.step - 1)
         row.update(measured)
-        run.note_evaluation(numbers)
     row["seconds"] = round(result.seconds, 3)
-    run.log(row)
-    result.logged = result.step
+    with run.changing():
+        if numbers:
+            run.note_evaluation(numbers)
+        run.log(row)
+        result.logged = result.step
     return row
 
 

@@ -74,10 +74,21 @@ class TrainConfig:
 
     def lr_at(self, step: int) -> float:
         """The learning rate of step 0, 1, …: up linearly while warming up, then down to `final_lr` of it."""
-        warmup = round(self.warmup * self.steps)
+        warmup, falls = self._bends
         if step < warmup:
             return self.lr * (step + 1) / warmup
-        level = max(warmup, self.steps - round(self.decay * self.steps)) if self.schedule == "wsd" else warmup
-        done = max(0.0, (step - level) / max(1, self.steps - level))
+        done = max(0.0, (step - falls) / max(1, self.steps - falls))
         falling = (1 + math.cos(math.pi * done)) / 2 if self.schedule == "cosine" else 1 - done
         return self.lr * (self.final_lr + (1 - self.final_lr) * falling)
+
+    def is_level(self, step: int) -> bool:
+        """Whether the steps before this one rose to the peak, and none has come down from it yet."""
+        warmup, falls = self._bends
+        return warmup <= step <= falls
+
+    @property
+    def _bends(self) -> tuple[int, int]:
+        """The first step that does not rise, and the first that may be lower than the one before it."""
+        warmup = round(self.warmup * self.steps)
+        falls = max(warmup, self.steps - round(self.decay * self.steps)) if self.schedule == "wsd" else warmup
+        return warmup, falls

@@ -5,15 +5,25 @@ import math
 import os
 import shutil
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from minipeft.batches import MicroBatches
 from minipeft.distributed import ALONE, Team, is_sharded, whole
-from minipeft.files import CheckpointError, check_keys, check_tensor, read_tensors, tensor_pieces, write_atomically
+from minipeft.files import (
+    CheckpointError,
+    check_keys,
+    check_tensor,
+    open_safetensors,
+    read_tensors,
+    tensor_pieces,
+    write_atomically,
+)
 from minipeft.train_config import SPIKE_WINDOW, TrainConfig
 
 STATE_FILE = "training_state.safetensors"
@@ -46,6 +56,10 @@ class TrainResult:
     """What losses are multiplied by, if `scaled`; where that is too much a step is passed over, and it is halved."""
     scale_held: int = 0
     """Steps since it was last changed."""
+    micro_batch: str = ""
+    """What was asked of `MicroBatches`, and of how many processes."""
+    rows_at_once: int = 0
+    """And what came of it: another number of rows at once would round sums otherwise."""
 
 
 class TrainingDiverged(ValueError):
@@ -62,8 +76,12 @@ class TrainingState:
         out: Path,
         setting: dict[str, object],
         team: Team = ALONE,
+        micro: MicroBatches | None = None,
     ) -> None:
         self.parameters, self.config, self.out, self.setting, self.team = dict(parameters), config, out, setting, team
+        self.micro = micro
+        self.is_whole = True
+        """Whether parameters, moments and counts are of the same step; only then they may be saved."""
         matrices = [p for p in self.parameters.values() if p.dim() >= 2]
         vectors = [p for p in self.parameters.values() if p.dim() < 2]
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -85,13 +103,21 @@ class TrainingState:
             self._remove_half_written()
             for path in self.kept_states():
                 path.unlink(missing_ok=True)
-            (self.out / METRICS_FILE).write_text("")
+            write_atomically(self.out / METRICS_FILE, b"")
         self.save()
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """What is broken off in here leaves a state that is of no step, and that nobody may save."""
+        self.is_whole = False
+        yield
+        self.is_whole = True
 
     def diverged(self, wrong: str, step: int) -> TrainingDiverged:
         return TrainingDiverged(
-            f"{wrong} at step {step + 1}; lower the learning rate (now {self.config.lr:g}). "
-            f"The last good state, of step {self._saved_step}, is in {self.state_path}."
+            f"{wrong} at step {step + 1}. The last good state, of step {self._saved_step}, is in {self.state_path}: "
+            "--resume with --skip-bad-steps goes on from it and passes over such steps; or start anew with a lower "
+            f"learning rate (now {self.config.lr:g})."
         )
 
     def wrong_with(self, loss: float, norm: float) -> str | None:
@@ -153,15 +179,22 @@ class TrainingState:
         for name, parameter in self.parameters.items():
             for key, moment in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"{key}/{name}"] = moment
+        if self.micro:
+            self.result.micro_batch, self.result.rows_at_once = self._asked, self.micro.most
         about = {"setting": json.dumps(self.setting), "result": json.dumps(asdict(self.result))}
         pieces = tensor_pieces(tensors, about, numbers_of=whole)
         if self.team.is_writer:
             self._keep_the_last()
+            self._metrics_to_disk()
             write_atomically(self.state_path, pieces)
         elif any(map(is_sharded, tensors.values())):
             deque(pieces, maxlen=0)  # bringing a tensor together takes all processes
         self.team.barrier()
         self._saved_step = self.result.step
+
+    @property
+    def _asked(self) -> str:
+        return f"{self.micro.asked} in {self.team.size}" if self.micro else ""
 
     def kept_states(self) -> list[Path]:
         """Earlier states that are kept, oldest first."""
@@ -199,6 +232,8 @@ class TrainingState:
                     key: own(f"{key}/{name}", like) for key, like in zip(MOMENTS, likes, strict=True)
                 }
         self._saved_step = self.result.step
+        if self.micro and self.result.micro_batch == self._asked:
+            self.micro.go_on_with(self.result.rows_at_once)
         if self.team.is_writer:
             self._remove_half_written()
             self._cut_metrics()
@@ -240,14 +275,48 @@ class TrainingState:
 
     def _check_setting(self, saved: dict[str, object], path: Path) -> None:
         free = {setting.name for setting in fields(self.config) if not setting.compare}
+        if self._is_level_in(saved):
+            free.add("steps")
         keys = sorted({*saved, *self.setting} - free)
         changed = [key for key in keys if saved.get(key) != self.setting.get(key)]
         if changed:
             shown = "; ".join(f"{key} was {saved.get(key)!r}, is {self.setting.get(key)!r}" for key in changed)
             raise CheckpointError(f"{path} belongs to a run with another setting ({shown}); use another --out.")
 
+    def _is_level_in(self, saved: Mapping[str, object]) -> bool:
+        """Whether the saved step has the peak learning rate, and had it where the run was of other many steps."""
+        before = saved.get("steps")
+        if self.config.schedule != "wsd" or not isinstance(before, int):
+            return False
+        return all(
+            replace(self.config, steps=steps).is_level(self.result.step) for steps in (before, self.config.steps)
+        )
+
+    def _metrics_to_disk(self) -> None:
+        """The rows of a step are there before the state that does not take it again."""
+        with open(self.out / METRICS_FILE, "a", encoding="utf-8") as file:
+            os.fsync(file.fileno())
+
     def _cut_metrics(self) -> None:
-        """Forget the rows of steps that will be taken again."""
+        """Forget the rows of steps that will be taken again, and what a power cut left of one."""
         path = self.out / METRICS_FILE
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        path.write_text("".join(f"{line}\n" for line in lines[: self.result.logged]), encoding="utf-8")
+        kept = [line for line in lines if 0 < _step_of(line) <= self.result.logged]
+        write_atomically(path, "".join(f"{line}\n" for line in kept).encode("utf-8"))
+
+
+def _step_of(line: str) -> int:
+    """The step of a row of the metrics; 0 if it is no whole row."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return 0
+
+
+def saved_step(out: Path) -> int | None:
+    """The step that a run in this folder would be resumed from; None if there is no state, or a damaged one."""
+    try:
+        with open_safetensors(out / STATE_FILE) as file:
+            return int(json.loads(file.metadata()["result"])["step"])
+    except (FileNotFoundError, CheckpointError, KeyError, TypeError, ValueError):
+        return None

@@ -123,9 +123,9 @@ def tune(
         sharding.shard_tuned(tuned, team)
     encoder = encoder_for(tuned, task, config.truncate, config.room)
     rows = [encoder.encode(example) for example in task.splits["train"]]
-    for split in ("dev", "test"):  # say now, not after an hour, that a text is too long
-        for example in task.splits[split]:
-            encoder.encode(example)
+    dev = [encoder.encode(example) for example in task.splits["dev"]]
+    for example in task.splits["test"]:  # say now, not after an hour, that a text is too long
+        encoder.encode(example)
     labels = [example.target for example in task.splits["train"]] if task.labels else []
     order = BucketedBatches([len(row.ids) for row in rows], config.batch_size, config.seed, labels)
 
@@ -137,8 +137,10 @@ def tune(
             yield share.weight * loss(batch.tokens, batch.labels, batch.attention_mask, last=share.last)
 
     def measure() -> dict[str, float]:
-        dev = evaluate(tuned, encoder, task.splits["dev"])
-        return {"score": dev.score, "dev_loss": dev.loss} | ({"dev_accuracy": dev.accuracy} if task.labels else {})
+        found = evaluate(tuned, encoder, task.splits["dev"])
+        return {"score": found.score, "dev_loss": found.loss} | (
+            {"dev_accuracy": found.accuracy} if task.labels else {}
+        )
 
     settings = TrainConfig(
         steps=config.steps,
@@ -159,7 +161,8 @@ def tune(
     longest, most_scored = max(len(row.ids) for row in rows), max(row.scored for row in rows)
     work = Work.of(model, method, team.most_rows(config.batch_size), longest, most_scored)
     device = team.device or model.device
-    micro = MicroBatches(team.from_writer(lambda: rows_at_once(config.micro_batch, work, device, team.local_size)))
+    at_once = team.from_writer(lambda: rows_at_once(config.micro_batch, work, device, team.local_size))
+    micro = MicroBatches(at_once, config.micro_batch)
     result = train(
         tuned.trainable_parameters(),
         loss_at,
@@ -172,10 +175,12 @@ def tune(
             **_settings(method),
             "task": task.name,
             "model": fingerprint(*model.parameters()),
-            "data": fingerprint(*(row.ids for row in rows)),
+            "activations": str(model.activations or model.dtype).removeprefix("torch."),
+            "data": fingerprint(*(row.ids for row in rows), [row.target_starts for row in rows]),
+            "dev": fingerprint(*(row.ids for row in dev), [row.target_starts for row in dev]),
         },
         label=f"tune {method.name}",
-        use_less_memory=micro.use_fewer,
+        micro=micro,
         watch=watch,
         team=team,
     )

@@ -17,6 +17,7 @@ import pytest
 import torch
 import typer.main
 from safetensors.torch import load_file, save_file
+from torch._inductor.exc import InvalidCxxCompiler
 
 import minipeft.tune
 from minipeft import cli
@@ -31,7 +32,7 @@ from minipeft.methods import LoRA, SoftPrompt
 from minipeft.metrics import PICTURE_FILE
 from minipeft.pretrain import CONFIGS, TOKENS_FOLDER
 from minipeft.sampling import Sampling
-from minipeft.token_files import TokenFiles
+from minipeft.token_files import TokenFiles, prepare_tokens
 from minipeft.tokenizer import Tokenizer
 from minipeft.training_state import METRICS_FILE, STATE_FILE
 from minipeft.tuned import CONFIG_FILE, WEIGHTS_FILE, attach, load
@@ -139,6 +140,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "texts.txt").write_text("\n<|endoftext|>\n".join(documents))
     (folder / "one.txt").write_text("\n".join(documents))
     (folder / "short.txt").write_text("Too short.\n")
+    prepare_tokens([folder / "texts.txt"], Tokenizer.for_vocab_size(512), folder / "tokens", 20.0)
     return folder
 
 
@@ -354,7 +356,18 @@ OTHER_MISTAKES = {
     "seed of a text too large": (f"{GENERATE} --seed 99999999999999999999", "seed"),
     "unknown config": (f"{PRETRAIN} --config giga", "config is 'giga'; it can be pico, nano, micro, gpt2"),
     "unknown schedule": (f"{PRETRAIN} --schedule flat", "schedule is 'flat'; it can be 'linear', 'cosine' or 'wsd'."),
-    "window of no text": (f"{PRETRAIN} --window 65", "window is 65; it must be from 2 to the 64 positions."),
+    "window of no text": (f"{PRETRAIN} --window 1", "a text of 1 token has nothing to predict; it takes at least 2."),
+    "patience for nothing": (f"{PRETRAIN} --held-out 0 --patience 1", "so patience has nothing to wait for"),
+    "prepared tokens and a text": (
+        f"{PRETRAIN} --data {{inputs}}/tokens",
+        "tokens holds prepared tokens, which are trained on alone; prepare all texts together.",
+    ),
+    "a text and a folder without": (f"{PRETRAIN} --data {{inputs}}/nothing", "there are no .txt files in"),
+    "another part held out than prepared": (
+        PRETRAIN.replace("texts.txt", "tokens") + " --held-out 5",
+        "was prepared with 20 % of the text held out, and not 5 %; leave --held-out away",
+    ),
+    "two recipes": (f"{PRETRAIN} --recipe a.toml --recipe b.toml", "--recipe is there twice; put the options of both"),
     "everything held out": (f"{PRETRAIN} --held-out 100", "held_out is a percentage from 0 to below 100, got 100.0."),
     "no time at all": (f"{PRETRAIN} --time-limit 0s", "'0s' is no time; write it like 90s, 30m or 8h."),
     "time in words": (f"{TUNE} --time-limit soon", "'soon' is no time"),
@@ -552,7 +565,7 @@ def assert_strict_json(outcome: Outcome) -> None:
 def test_an_absurd_learning_rate_gives_a_whole_result_or_a_sentence(command: str, options: str, run: Run) -> None:
     outcome = run(command, options)
     if outcome.code:
-        assert_refused(outcome, "lower the learning rate")
+        assert_refused(outcome, "start anew with a lower learning rate")
         assert finished_files(outcome) <= {STATE_FILE}
     else:
         assert_strict_json(outcome)
@@ -784,6 +797,61 @@ def test_a_process_that_runs_out_of_memory_goes_on_with_fewer_rows(inputs: Path,
         assert (tensor - found["yes"][key]).abs().mean() / 2e-3 < 1e-4, key
 
 
+def test_a_window_is_the_models_positions(run: Run) -> None:
+    """What it was not trained on it cannot be asked: a text is measured and continued within the window."""
+    done = assert_done(run(PRETRAIN, "--window 16"))
+    assert GPT2.from_pretrained(done.folder).config.n_positions == 16
+    assert read_json(done.folder / "report.json")["tokens_seen"] == 5 * 2 * 16
+
+
+def test_a_text_of_which_nothing_is_held_out_is_trained_on_and_that_is_said(run: Run) -> None:
+    done = run(PRETRAIN, "--held-out 1e-9")
+    assert (done.code, "perplexity" in read_json(done.folder / "report.json")) == (0, False)
+    assert "nothing fell to the 1e-09 % that is held out" in done.err
+
+
+@pytest.mark.parametrize("command", [TUNE, PRETRAIN], ids=["tune", "pretrain"])
+def test_a_run_that_is_out_of_time_says_how_to_go_on(command: str, run: Run) -> None:
+    going_on = "It was stopped at step 1 of 5: the same command with --resume goes on."
+    assert going_on in assert_done(run(command, "--time-limit 0.000001s")).out
+    assert "--resume" not in assert_done(run(command, "--time-limit 1h --resume")).out
+
+
+@pytest.mark.parametrize(
+    ("options", "difference"),
+    [("--dtype bfloat16", "activations was 'float32', is 'bfloat16'"), ("--data {inputs}/flipped", "dev was '")],
+)
+def test_a_full_run_is_not_resumed_with_other_numbers_or_data(
+    options: str, difference: str, run: Run, inputs: Path
+) -> None:
+    header, *rows = (inputs / "reviews.tsv").read_text().splitlines(keepends=True)
+    turned = [row.replace("good", "?").replace("bad", "good").replace("?", "bad") for row in rows]
+    for name, dev in (("split", rows[:8]), ("flipped", turned[:8])):
+        (inputs / name).mkdir(exist_ok=True)
+        for split, some in (("train", rows), ("dev", dev), ("test", rows[8:])):
+            (inputs / name / f"{split}.tsv").write_text(header + "".join(some))
+    start = f"tune full {MODEL} --steps 5 --batch-size 2 {COLUMNS} --out {{out}} --data"
+    assert_done(run(f"{start} {{inputs}}/split"))
+    assert_refused(run(f"{start} {{inputs}}/split {options} --resume"), difference)
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), "not enough memory (CUDA out of"),
+        (InvalidCxxCompiler(), "--compile does not work here (No working C++ compiler found in"),
+    ],
+)
+def test_what_pytorch_does_not_manage_is_a_sentence(
+    error: RuntimeError, sentence: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*given: Any, **more: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(GPT2, "__init__", fails)
+    assert_refused(run(PRETRAIN), sentence)
+
+
 def test_patience_stops_a_run(run: Run) -> None:
     tuned = assert_done(run(TUNE, "--steps 2000 --lr 1e-9 --patience 1"))
     assert "best at step 100 of 200," in tuned.out
@@ -933,7 +1001,7 @@ def test_pretraining_reads_every_text_file_of_a_folder(run: Run, inputs: Path) -
 def test_a_report_is_strict_json(command: str, run: Run) -> None:
     assert_strict_json(assert_done(run(command)))
     if command == PRETRAIN:  # nothing of this text is held out, so there is no perplexity
-        assert_strict_json(assert_done(run(PRETRAIN.replace("texts.txt", "one.txt"), "--overwrite")))
+        assert_strict_json(assert_done(run(PRETRAIN.replace("texts.txt", "one.txt"), "--overwrite --held-out 0")))
 
 
 # --- help

@@ -63,3 +63,15 @@ def test_tensorboard_is_told_every_number(tmp_path: Path) -> None:
     assert [(event.step, event.value) for event in found.Scalars("loss")] == [(1, 4.5), (3, 3.5)]
     assert [event.value for event in found.Scalars("perplexity")] == [12.0]
     assert "sample/text_summary" in found.Tags()["tensors"]
+
+
+def test_tensorboard_shows_a_step_that_is_taken_again_once(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="TensorBoard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for first, loss in ((1, 5.0), (3, 4.0)):
+        with tensorboard_writer(tmp_path, first) as write:
+            for step in range(first, 5):
+                write({"step": step, "loss": loss})
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 5.0), (2, 5.0), (3, 4.0), (4, 4.0)]

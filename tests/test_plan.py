@@ -1,6 +1,8 @@
 """What a step needs, told without doing it: beside formulas written out."""
 
+import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ import torch
 from minipeft.config import GPT2Config
 from minipeft.gpt2 import GPT2
 from minipeft.methods import FullFinetuning, LoRA, Method, Prefix, SoftPrompt
-from minipeft.plan import SAFE, bytes_of, fit, make_fit, needed_bytes, rows_at_once
+from minipeft.plan import SAFE, _left_in_container, bytes_of, fit, make_fit, needed_bytes, rows_at_once
 from minipeft.rehearsal import Work, rehearse
 from minipeft.tuned import attach
 
@@ -169,3 +171,13 @@ def test_a_text_longer_than_the_model_is_refused() -> None:
         rehearse(replace(WORK, length=129))
     with pytest.raises(ValueError, match="scored must be at least 1"):
         replace(WORK, scored=0)
+
+
+def test_a_containers_limit_counts(tmp_path: Path) -> None:
+    """What it holds of files can go; where there is no such limit, nothing changes."""
+    assert _left_in_container(tmp_path) == math.inf
+    for name, text in (("max", "1000\n"), ("current", "700\n"), ("stat", "anon 400\ninactive_file 250\n")):
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert _left_in_container(tmp_path) == 1000 - 700 + 250
+    (tmp_path / "memory.max").write_text("max\n")
+    assert _left_in_container(tmp_path) == math.inf

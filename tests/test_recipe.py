@@ -43,6 +43,11 @@ def test_a_persons_own_options_count_more(own: str, tmp_path: Path) -> None:
     assert found == ["pretrain", "--seed", "1", *own.split()]
 
 
+def test_a_switch_of_a_recipe_is_turned_off(tmp_path: Path) -> None:
+    found = followed("compile = true\nseed = 1", "pretrain --no-compile --recipe RECIPE --steps 2", tmp_path)
+    assert found == ["pretrain", "--seed", "1", "--steps", "2"]
+
+
 def test_without_a_recipe_words_stay_as_they_are() -> None:
     for words in ([], ["pretrain", "--out", "a"], ["generate", "--recipe"], ["--help"]):
         assert with_recipe(words, pretrain, "pretrain") == words

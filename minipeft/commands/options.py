@@ -15,6 +15,8 @@ if TYPE_CHECKING:  # a command imports the package when it runs, so that --help 
     from minipeft.distributed import Team
     from minipeft.gpt2 import GPT2
     from minipeft.tasks import Task
+    from minipeft.train_config import TrainConfig
+    from minipeft.tune import TuneConfig
 
 
 class Dtype(str, Enum):
@@ -99,15 +101,18 @@ def seconds_of(text: str | None) -> float | None:
 
 
 @contextmanager
-def told_metrics(out: Path, tensorboard: bool, team: "Team") -> Iterator[Callable[[Mapping[str, object]], None]]:
+def told_metrics(
+    out: Path, tensorboard: bool, team: "Team", resume: bool
+) -> Iterator[Callable[[Mapping[str, object]], None]]:
     """What is to see each row of the metrics; in the end, or after Ctrl-C, `training.png` is drawn of all of them."""
     from minipeft.metrics import draw_metrics, tensorboard_writer
-    from minipeft.training_state import TrainingDiverged
+    from minipeft.training_state import TrainingDiverged, saved_step
 
     if not team.is_writer:
         yield lambda row: None
         return
-    with tensorboard_writer(out) if tensorboard else nullcontext(lambda row: None) as watch:
+    first = (saved_step(out) or 0) + 1 if resume else 1
+    with tensorboard_writer(out, first) if tensorboard else nullcontext(lambda row: None) as watch:
         try:
             yield watch
         except (KeyboardInterrupt, TrainingDiverged):
@@ -124,18 +129,25 @@ def rows_or_word(micro_batch: str) -> int | str:
 def text_files(paths: list[Path]) -> list[Path]:
     """The text files that are named, those in folders, and what is brought by name: tinyshakespeare.
 
-    Raises FileNotFoundError if there are none.
+    Raises FileNotFoundError where a folder holds none, ValueError for prepared tokens, which go with nothing else.
     """
+    from minipeft.token_files import is_prepared
+
     files: list[Path] = []
     for path in paths:
         if str(path) == "tinyshakespeare" and not path.exists():
             from minipeft.downloads.data import TINYSHAKESPEARE
 
             files.append(TINYSHAKESPEARE.find("tinyshakespeare", "minipeft pretrain --data tinyshakespeare"))
+        elif path.is_dir() and is_prepared(path):
+            raise ValueError(f"{path} holds prepared tokens, which are trained on alone; prepare all texts together.")
+        elif path.is_dir():
+            found = sorted(path.glob("*.txt"))
+            if not found:
+                raise FileNotFoundError(f"there are no .txt files in {path}.")
+            files += found
         else:
-            files += sorted(path.glob("*.txt")) if path.is_dir() else [path]
-    if not files:
-        raise FileNotFoundError(f"there are no .txt files in {', '.join(map(str, paths))}.")
+            files.append(path)
     return files
 
 
@@ -195,12 +207,20 @@ def check_out(out: Path, resume: bool, overwrite: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
 
 
-def stopped(out: Path, team: "Team") -> NoReturn:
+def stopped(out: Path, team: "Team", overwrite: bool) -> NoReturn:
     """Leave after Ctrl-C, saying what became of the run."""
-    from minipeft.training_state import STATE_FILE
+    from minipeft.training_state import saved_step
 
-    saved = f"nothing is lost. The same command with --resume goes on from {out}."
-    message = saved if (out / STATE_FILE).exists() else "training had not begun."
+    step = saved_step(out)
+    how = "The same command with --resume" + (" instead of --overwrite" if overwrite else "")
+    message = "training had not begun." if step is None else f"{how} goes on from step {step:,} in {out}."
     if team.is_writer:
-        print(f"minipeft: stopped; {message}", file=sys.stderr)
+        print(f"minipeft: stopped. {message[0].upper()}{message[1:]}", file=sys.stderr)
     sys.exit(130)
+
+
+def unfinished(step: int, settings: "TrainConfig | TuneConfig") -> str:
+    """What to add to the last line where a run stopped at its time limit."""
+    if settings.time_limit is None or step == settings.steps:
+        return ""
+    return f" It was stopped at step {step:,} of {settings.steps:,}: the same command with --resume goes on."

@@ -30,6 +30,7 @@ from minipeft.commands.options import (
     stopped,
     text_files,
     told_metrics,
+    unfinished,
 )
 
 
@@ -42,17 +43,24 @@ def pretrain(
     ],
     out: Annotated[Path, typer.Option(help="The folder for the model.")],
     recipe: Annotated[
-        Path | None, typer.Option(help="A TOML file of options, such as recipes/tinyshakespeare.toml.")
+        Path | None,
+        typer.Option(
+            help="A TOML file of options, such as recipes/tinyshakespeare.toml. Options beside it count more; "
+            "--no-compile and the like turn a switch of it off."
+        ),
     ] = None,
     config: Annotated[
         str,
         typer.Option(help="The model's shape: pico, nano, micro, gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2."),
     ] = "nano",
     window: Annotated[
-        int | None, typer.Option(help="Tokens of a training text; without it the model's positions.")
+        int | None, typer.Option(help="Tokens of a training text, and the model's positions; without it the shape's.")
     ] = None,
     dropout: Annotated[float, typer.Option(help="Share of numbers that are dropped while training.")] = 0.0,
-    held_out: Annotated[float, typer.Option(help="Percent of the text that is held out to measure on.")] = 1.0,
+    held_out: Annotated[
+        float | None,
+        typer.Option(help="Percent of the text that is held out to measure on; without it 1, or as it was prepared."),
+    ] = None,
     steps: Annotated[int, typer.Option(help="Training steps.")] = 4600,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
     warmup: Annotated[float, typer.Option(help="Share of the steps in which the rate rises.")] = 0.03,
@@ -99,14 +107,15 @@ def pretrain(
 
     from minipeft.devices import choose_device
     from minipeft.distributed import joined
-    from minipeft.pretrain import PRETRAINING, PretrainConfig
+    from minipeft.files import read_json
+    from minipeft.pretrain import PRETRAINING, REPORT_FILE, PretrainConfig
     from minipeft.pretrain import pretrain as run
     from minipeft.token_files import is_prepared
     from minipeft.train_config import TrainConfig
 
+    shape = shape_to_train(config)
     how = PretrainConfig(
-        replace(shape_to_train(config), dropout=dropout),
-        window=window,
+        replace(shape, dropout=dropout, n_positions=shape.n_positions if window is None else window),
         dtype=getattr(torch, dtype.value),
         held_out=held_out,
         micro_batch=rows_or_word(micro_batch),
@@ -136,15 +145,13 @@ def pretrain(
         team.from_writer(lambda: check_out(out, resume, overwrite))
         where = team.device or choose_device(device)
         try:
-            with told_metrics(out, tensorboard, team) as watch:
+            with told_metrics(out, tensorboard, team, resume) as watch:
                 model = run(
                     files, how, settings, out, resume=resume, overwrite=overwrite, device=where, watch=watch, team=team
                 )
         except KeyboardInterrupt:
-            stopped(out, team)
+            stopped(out, team, overwrite)
     if team.is_writer:
-        Console().print(
-            f"{model.num_parameters():,} parameters; the model, its report.json and training.png are in {out}.",
-            highlight=False,
-            soft_wrap=True,
-        )
+        made = f"{model.num_parameters():,} parameters; the model, its report.json and training.png are in {out}."
+        taken = read_json(out / REPORT_FILE)["steps"]
+        Console().print(made + unfinished(taken, settings), highlight=False, soft_wrap=True)

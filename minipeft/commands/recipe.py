@@ -19,7 +19,8 @@ class RecipeError(ValueError):
 def with_recipe(words: Sequence[str], command: Callable[..., Any], name: str) -> list[str]:
     """The words of a command line with a recipe's options in front of a person's own, which then count.
 
-    Without `--recipe`, or of another command than the one of this name, they are as they were.
+    A switch of the recipe is turned off by `--no-` before its name. Without `--recipe`, or of another command than the
+    one of this name, they are as they were.
     Raises RecipeError, or FileNotFoundError as `read_text` does.
     """
     words = list(words)
@@ -28,9 +29,13 @@ def with_recipe(words: Sequence[str], command: Callable[..., Any], name: str) ->
         return words
     path, own = _cut_out(words, at)
     given = {word.split("=")[0] for word in own}
+    if OPTION in given:
+        raise RecipeError(f"{OPTION} is there twice; put the options of both into one file.")
     recipe = read_recipe(path, command)
-    lines = (_words(key, value) for key, value in recipe.items() if _option(key) not in given)
-    return [name, *(word for line in lines for word in line), *own[1:]]
+    off = {_option(f"no_{key}"): key for key, value in recipe.items() if isinstance(value, bool)}
+    left_out = given | {_option(key) for word, key in off.items() if word in given}
+    lines = (_words(key, value) for key, value in recipe.items() if _option(key) not in left_out)
+    return [name, *(word for line in lines for word in line), *(word for word in own[1:] if word not in off)]
 
 
 def read_recipe(path: Path, command: Callable[..., Any]) -> dict[str, Any]:

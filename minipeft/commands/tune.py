@@ -38,6 +38,7 @@ from minipeft.commands.options import (
     seconds_of,
     stopped,
     told_metrics,
+    unfinished,
 )
 
 if TYPE_CHECKING:
@@ -133,15 +134,17 @@ def tune(
         if compile:
             base.use_compile()
         try:
-            with told_metrics(out, tensorboard, team) as watch:
+            with told_metrics(out, tensorboard, team, resume) as watch:
                 tuned, result = run(base, chosen, what, config, out, resume=resume, watch=watch, team=team)
         except KeyboardInterrupt:
-            stopped(out, team)
+            stopped(out, team, overwrite)
     if team.is_writer:
         Console().print(
             f"{tuned.num_trainable():,} trained numbers, best at step {result.best_step} of {result.step}, "
-            f"dev score {result.best_score:.4f}, {result.seconds:.0f} s. The adapter is in {out}.",
+            f"dev score {result.best_score:.4f}, {result.seconds:.0f} s. The adapter is in {out}."
+            + unfinished(result.step, config),
             highlight=False,
+            soft_wrap=True,
         )
         if what.joint:
             print(f"Ask it with the end that its texts had: {_asking(what.joint, model, out)}")

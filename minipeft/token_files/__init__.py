@@ -2,6 +2,6 @@
 
 from minipeft.token_files.prepare import prepare_tokens
 from minipeft.token_files.record import TokenFilesError
-from minipeft.token_files.shards import Shards, TokenFiles, is_prepared
+from minipeft.token_files.shards import Shards, TokenFiles, is_finished, is_prepared
 
-__all__ = ["Shards", "TokenFiles", "TokenFilesError", "is_prepared", "prepare_tokens"]
+__all__ = ["Shards", "TokenFiles", "TokenFilesError", "is_finished", "is_prepared", "prepare_tokens"]

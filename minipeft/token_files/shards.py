@@ -83,12 +83,13 @@ class Shards:
 class TokenFiles:
     """Token ids in a folder, used like a `Corpus`: `train` to train on and, per source (a file's name), ids held out.
 
-    `tokenizer` is the fingerprint of the tokenizer that made them.
+    `tokenizer` is the fingerprint of the tokenizer that made them, `held_out_percent` how much was to be held out.
     """
 
     folder: Path
     vocab_size: int
     tokenizer: str
+    held_out_percent: float
     train: Shards
     held_out: dict[str, np.ndarray]
     entries: tuple[TokenFile, ...]
@@ -103,7 +104,7 @@ class TokenFiles:
         folder = Path(folder)
         index = read_record(folder / INDEX_FILE)
         try:
-            vocab_size, tokenizer = index["vocab_size"], index["tokenizer"]
+            vocab_size, tokenizer, percent = index["vocab_size"], index["tokenizer"], float(index["held_out_percent"])
             train = [TokenFile.from_json(entry) for entry in index["train"]]
             held_out = {str(entry["source"]): TokenFile.from_json(entry) for entry in index["held_out"]}
             sound = train and vocab_size > 0 and index["dtype"] == id_type(vocab_size).name
@@ -113,7 +114,7 @@ class TokenFiles:
             raise TokenFilesError(f"{folder / INDEX_FILE} is damaged; {ANEW}")
         shards = Shards(folder, train, vocab_size)
         mapped = {source: map_tokens(folder, entry, vocab_size) for source, entry in held_out.items()}
-        return cls(folder, vocab_size, tokenizer, shards, mapped, (*train, *held_out.values()))
+        return cls(folder, vocab_size, tokenizer, percent, shards, mapped, (*train, *held_out.values()))
 
     def verify(self) -> None:
         """Read everything. Raises TokenFilesError if a file has another SHA-256, or an id outside the vocabulary."""
@@ -126,6 +127,11 @@ class TokenFiles:
 def is_prepared(path: str | Path) -> bool:
     """Whether this is a folder of tokens, whole or not."""
     return any((Path(path) / name).exists() for name in (INDEX_FILE, JOURNAL_FILE))
+
+
+def is_finished(path: str | Path) -> bool:
+    """Whether this is a folder of tokens, all of which are there."""
+    return (Path(path) / INDEX_FILE).exists()
 
 
 def id_type(vocab_size: int) -> np.dtype:
