@@ -69,9 +69,13 @@ class PromptBank:
         if tuned.base is not self.model:
             raise ValueError(f"the prompt for {task!r} was tuned on another model than this bank's.")
         method = tuned.method.name
-        flat = tuned.compile().attachment.adapter_tensors()["prompt_embeddings"].detach().cpu().float().clone()
-        if not isinstance(prompt, Tuned):
-            tuned.detach()
+        try:
+            compiled = tuned.compile()
+            flat = compiled.attachment.adapter_tensors()["prompt_embeddings"].detach().cpu().float().clone()
+            compiled.detach()
+        finally:
+            if not isinstance(prompt, Tuned):
+                tuned.detach()
         self._held[task] = _in_memory(task, method, flat)
 
     def remove(self, task: str) -> None:
@@ -188,6 +192,8 @@ class PromptBank:
             check_shape(weights, prompt["key"], stored.shape, stored.dtype, (prompt["length"], width))
             nbytes = prompt["length"] * width * stored.dtype.itemsize
             bank._held[prompt["task"]] = Held(prompt["task"], prompt["method"], prompt["length"], nbytes, stored)
+        for stored in list(tensors.values())[:1]:  # maps the file as it is now, whoever writes another one later
+            stored.read()
         bank._path = weights
         return bank
 
@@ -203,6 +209,8 @@ class PromptBank:
     def _how(
         self, prompts: Any, tasks: Sequence[str | None], max_new_tokens: int, sampling: Mapping[str, Any]
     ) -> dict[str, Any]:
+        if "sampling" in sampling and (len(sampling) > 1 or max_new_tokens != Sampling.max_new_tokens):
+            raise ValueError("sampling=[...] says all settings of each row; give no others beside it.")
         one = isinstance(prompts, str) or (len(prompts) > 0 and not hasattr(prompts[0], "__len__"))
         how = sampling["sampling"] if "sampling" in sampling else Sampling(max_new_tokens, **sampling)
         return {"sampling": how, "memory": self.memory(tasks, 1 if one else len(prompts))}

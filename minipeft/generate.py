@@ -1,12 +1,13 @@
 """Writing text: one loop for the base, every tuned model and a bank of prompts, over a key-value cache."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from minipeft.attention import FixedMemory, KVCache
 from minipeft.gpt2 import GPT2
@@ -112,8 +113,14 @@ def stream(
     prompt: Float[Tensor, "1 P D"] | None = None,
     memory: FixedMemory | None = None,
 ) -> Iterator[list[int | None]]:
-    """The next token of every row, step by step; None once a row has ended."""
-    for step, written in enumerate(steps(model, rows, of_each(sampling, len(rows)), prompt=prompt, memory=memory)):
+    """The next token of every row, step by step; None once a row has ended.
+
+    Raises ValueError for beam search, in which nothing is sure before the end.
+    """
+    samplings = of_each(sampling, len(rows))
+    if any(own.beams > 1 for own in samplings):
+        raise ValueError("beam search cannot be streamed: no token is sure before the end; use generate.")
+    for step, written in enumerate(steps(model, rows, samplings, prompt=prompt, memory=memory)):
         tokens = [row.new[step] if step < len(row.new) else None for row in written]
         if any(token is not None for token in tokens):
             yield tokens
@@ -146,7 +153,32 @@ def steps(
     memory: FixedMemory | None = None,
     log_probabilities: bool = False,
 ) -> Iterator[list[Row]]:
-    """The rows after each token, until all have ended; those that have, leave the batch."""
+    """The rows after each token, until all have ended; those that have, leave the batch. Nothing is dropped out."""
+    with at_rest(model):
+        yield from _steps(model, rows, samplings, prompt, memory, log_probabilities)
+
+
+@contextmanager
+def at_rest(model: nn.Module) -> Iterator[None]:
+    """Within this every part of a model is as in evaluation; then those that were in training are so again."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _steps(
+    model: GPT2,
+    rows: Sequence[Sequence[int]],
+    samplings: Sequence[Sampling],
+    prompt: Float[Tensor, "1 P D"] | None,
+    memory: FixedMemory | None,
+    log_probabilities: bool,
+) -> Iterator[list[Row]]:
     end_of_text = model.config.vocab_size - 1
     every = [begun(model, row, sampling) for row, sampling in zip(rows, samplings, strict=True)]
     cache, logits = read(model, every, prompt, memory)
@@ -163,7 +195,8 @@ def steps(
         if ended == len(there):
             return
         tokens = torch.tensor(chosen, device=model.device)[:, None]
-        if ended * LEAVE >= len(there) and model.step is None:  # a compiled step is for one number of rows
+        no_room = ended > 0 and cache.length >= model.config.n_positions  # one that has ended may have none left
+        if (ended * LEAVE >= len(there) or no_room) and model.step is None:  # a compiled step is for one number of rows
             staying = torch.tensor([place for place, row in enumerate(there) if not row.ended], device=model.device)
             cache.select(staying)
             tokens, there = tokens[staying], [row for row in there if not row.ended]
@@ -212,7 +245,7 @@ def read(
 def go_on(model: GPT2, tokens: Int[Tensor, "B 1"], cache: KVCache) -> Float[Tensor, "B V"]:
     """Read one more token of each row; the logits of the next."""
     if model.step is not None or all_slots_pay(cache):
-        return go_on_over_slots(model.step or plain_step(model), tokens, cache)
+        return go_on_over_slots(model.step or plain_step(model), tokens, cache, model.config.n_positions - 1)
     return model.logits(model.hidden(tokens, memory=cache)[:, -1]).float().cpu()
 
 

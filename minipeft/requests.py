@@ -31,7 +31,8 @@ def read_requests(path: str | Path, usual: Sampling) -> list[Request]:
     Raises FileNotFoundError, or ValueError that names the line and what is wrong with it.
     """
     found = []
-    for number, text in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # JSON's texts may hold what else ends a line
+    for number, text in enumerate(lines[:-1] if not lines[-1].strip() else lines, 1):
         where = f"{path}, line {number}"
         try:
             told = json.loads(text)
@@ -39,6 +40,10 @@ def read_requests(path: str | Path, usual: Sampling) -> list[Request]:
             raise ValueError(f"{where} is no JSON.") from None
         if not isinstance(told, dict) or not isinstance(told.get("prompt"), str) or not told["prompt"]:
             raise ValueError(f'{where} must be an object with a "prompt" that is a text.')
+        try:
+            told["prompt"].encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError(f"{where}: half of a character (a lone surrogate) is in the prompt.") from None
         task = told.get("task")
         if task is not None and not isinstance(task, str):
             raise ValueError(f"{where}: task is {task!r}; it must be a name, or null for the bare model.")
@@ -48,6 +53,8 @@ def read_requests(path: str | Path, usual: Sampling) -> list[Request]:
                 f"{where}: there is no setting {', '.join(sorted(unknown))}; there are {', '.join(sorted(SETTINGS))}."
             )
         own = {"seed": (usual.seed + number) % 2**32, **{name: told[name] for name in told.keys() & SETTINGS}}
+        if own.get("beams", 1) != 1 and usual.beams == 1:
+            own.setdefault("temperature", 0)  # beam search draws nothing
         found.append(Request(number, told["prompt"], task, _settings(usual, own, where)))
     if not found:
         raise ValueError(f"{path} is empty.")
@@ -70,7 +77,7 @@ def answer(
     done = answered(requests, out)
     for _ in range(done):
         told("")
-    with open(out, "a", encoding="utf-8") as file:
+    with open(out, "a", encoding="utf-8", newline="\n") as file:
         for together in batches_of(requests[done:], rows):
             texts = write(together)
             for request, text in zip(together, texts, strict=True):
@@ -88,8 +95,8 @@ def answered(requests: Sequence[Request], out: Path) -> int:
     """
     if not out.exists():
         return 0
-    whole, newline, _ = out.read_text(encoding="utf-8", errors="replace").rpartition("\n")
-    lines = whole.split("\n") if newline else []
+    whole, newline, _ = out.read_bytes().rpartition(b"\n")
+    lines = whole.decode("utf-8", errors="replace").split("\n") if newline else []
     for number, line in enumerate(lines):
         try:
             row = json.loads(line)
@@ -103,7 +110,7 @@ def answered(requests: Sequence[Request], out: Path) -> int:
         if not same:
             raise ValueError(f"{out}, line {number + 1} answers none of these prompts; name another --out.")
     with open(out, "r+b") as file:
-        file.truncate(len((whole + newline).encode("utf-8")))
+        file.truncate(len(whole + newline))
     return len(lines)
 
 

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from minipeft.seeds import check_seed
 
+COLD = 1e-30
+"""Below this a temperature is none: fp32 would divide by 0."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -79,10 +82,10 @@ class Sampling:
 
 def choose(logits: Float[Tensor, "B V"], sampling: Sampling, generators: Sequence[torch.Generator]) -> list[int]:
     """One token per row; a row's draw depends on its own generator alone."""
-    if sampling.temperature == 0:
+    if sampling.temperature < COLD:
         return logits.argmax(dim=-1).tolist()
     best = logits.max(dim=-1, keepdim=True).values
-    logits = (logits - best) / sampling.temperature  # at most 0, so that no temperature is too small
+    logits = (logits - best) / sampling.temperature  # at most 0, so that nothing becomes infinite above
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
         least = logits.topk(sampling.top_k).values[:, -1:]
         logits = logits.masked_fill(logits < least, float("-inf"))

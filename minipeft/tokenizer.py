@@ -52,7 +52,7 @@ class Tokenizer:
             raise ValueError(
                 f"no GPT-2 vocabulary has {vocab_size:,} tokens (it has 256 bytes + merges + 1, so 257 to 50,257)."
             )
-        return cls.gpt2(merges)
+        return _with_merges(merges)
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """Token ids of `text`. `<|endoftext|>` inside it is plain text unless `allow_special`."""
@@ -89,6 +89,12 @@ class Tokenizer:
 
     def __repr__(self) -> str:
         return f"Tokenizer({self._encoding.name!r}, vocab_size={self.vocab_size:,})"
+
+
+@lru_cache(maxsize=8)
+def _with_merges(merges: int) -> Tokenizer:
+    """Made once: tiktoken takes 50 ms for GPT-2's whole vocabulary."""
+    return Tokenizer.gpt2(merges)
 
 
 @lru_cache(maxsize=1)

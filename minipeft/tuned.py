@@ -21,7 +21,7 @@ from minipeft.files import (
     tensor_pieces,
     write_together,
 )
-from minipeft.generate import Prompts, generate
+from minipeft.generate import Prompts, at_rest, generate
 from minipeft.gpt2 import GPT2
 from minipeft.methods import Attachment, HardPrompt, Method, Prefix, Stack, method_of
 from minipeft.methods.base import Doors, shared_peft_config, without_weights
@@ -164,7 +164,7 @@ class Tuned(nn.Module):
 
     def generate_with(self, prompts: Prompts, settings: Sampling | Sequence[Sampling]) -> Prompts:
         """Continue `prompts` as `settings` say: for all rows, or for each."""
-        with torch.no_grad():
+        with torch.no_grad(), at_rest(self):
             doors = self.doors()
         if isinstance(self.method, HardPrompt) and not self._disabled:
             return _generate_around(self.model, self.method.around, prompts, settings)
@@ -234,7 +234,8 @@ class Tuned(nn.Module):
             )
         compiled = attach(self.base, Prefix(length=flat.shape[0], reparam=None))
         compiled.attachment.load_adapter_tensors({"prompt_embeddings": flat})
-        return compiled.eval()
+        with at_rest(self.model):  # they share the base, which may be in training
+            return compiled.eval()
 
 
 @dataclass

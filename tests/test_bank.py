@@ -175,7 +175,33 @@ def test_the_model_is_left_as_it_was(tmp_path: Path) -> None:
     mp.attach(random_model(LIVELY), mp.SoftPrompt(3, "random")).save(tmp_path)
     bank = PromptBank(model)
     bank.add("one", tmp_path)
+    mp.attach(random_model(LIVELY), mp.LoRA()).save(tmp_path / "lora")
+    with pytest.raises(ValueError, match="lora uses neither"):
+        bank.add("two", tmp_path / "lora")
     assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == wants
+
+
+def test_a_prompt_in_training_goes_on_with_being_trained() -> None:
+    model = random_model(LIVELY).train()
+    tuned = mp.attach(model, mp.SoftPrompt(3, "random")).train()
+    PromptBank(model).add("one", tuned)
+    assert all(module.training for module in (*tuned.modules(), *model.modules()))
+
+
+def test_a_loaded_bank_serves_what_it_was_loaded_with(tmp_path: Path, model: mp.GPT2, bank: PromptBank) -> None:
+    """Whatever is written into its folder later, though nothing was read before."""
+    bank.save(tmp_path)
+    loaded, name = PromptBank.load(tmp_path, model), next(iter(bank))
+    other = PromptBank.load(tmp_path, model)
+    other.remove(name)
+    other.save(tmp_path)
+    for task in bank:
+        assert torch.equal(loaded(torch.tensor([[5, 1]]), [task]), bank(torch.tensor([[5, 1]]), [task]))
+
+
+def test_settings_of_rows_are_all_settings(bank: PromptBank) -> None:
+    with pytest.raises(ValueError, match="give no others beside it"):
+        bank.generate([[5, 1]], [None], 3, sampling=[mp.Sampling(9)])
 
 
 def test_a_bank_is_saved_and_loaded(tmp_path: Path, model: mp.GPT2, bank: PromptBank) -> None:

@@ -127,6 +127,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "hot": '{"prompt": "a", "temperature": "x"}',
         "stops": '{"prompt": "a", "stop": "a"}',
     }
+    wrong_lines |= {"half": '{"prompt": "a \\ud83d"}', "long": json.dumps({"prompt": "so " * 99})}
     wrong_lines |= {"a_number": '{"prompt": 3}', "a_list": "[]", "odd_task": '{"prompt": "a", "task": 3}'}
     for name, line in wrong_lines.items():
         (folder / f"{name}.jsonl").write_text('{"prompt": "fine"}\n' + line + "\n")
@@ -287,6 +288,8 @@ OTHER_MISTAKES = {
             "a_list": 'line 2 must be an object with a "prompt" that is a text',
             "no_setting": "line 2: there is no setting lenght; there are beams, ",
             "no_task": "line 2: there is no prompt for 'three'",
+            "half": "line 2: half of a character (a lone surrogate) is in the prompt.",
+            "long": "new ones do not fit into the 64 positions that there are; lower max_new_tokens or shorten",
             "odd_task": "line 2: task is 3; it must be a name, or null",
             "no_number": "line 2: top_k must be at least 1, got 0",
             "half_a_token": "line 2: max_new_tokens is 2.5; it must be a whole number",
@@ -591,7 +594,7 @@ def test_generate_takes_an_adapter(run: Run, inputs: Path) -> None:
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").strip().split("\n")]
 
 
 def test_generate_writes_every_line_of_a_file(run: Run, inputs: Path) -> None:
@@ -628,6 +631,29 @@ def test_a_file_of_prompts_is_gone_on_with(run: Run, inputs: Path) -> None:
     assert whole.read_text() == lines[1]
     assert_done(run(BATCH, "--bank {inputs}/bank --rows 2 --overwrite"))
     assert whole.read_text() == text
+
+
+def test_texts_come_as_they_are_written(
+    run: Run, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tabs, the names of smileys, what else ends a line in Python, and a mark that Windows puts before a file."""
+    text = "col1\tcol2 :heart: [/b]\u2028\x85 end"
+    assert assert_done(run(GENERATE.replace("'The end'", shlex.quote(text)))).out.startswith(text)
+    (tmp_path / "odd.jsonl").write_text("\ufeff" + json.dumps({"prompt": text}, ensure_ascii=False) + "\n")
+    command = BATCH.replace("{inputs}/requests.jsonl", str(tmp_path / "odd.jsonl"))
+    whole = assert_done(run(command)).folder / "written.jsonl"
+    assert [line["prompt"] for line in lines_of(whole)] == [text]
+    windows = whole.read_bytes().replace(b"\n", b"\r\n")
+    whole.write_bytes(windows)
+    assert_done(run(command, "--resume"))
+    assert whole.read_bytes() == windows
+
+
+def test_a_name_in_brackets_is_shown(run: Run) -> None:
+    assert_done(run("bank add {out}/[v1] [/INST] {inputs}/adapter --model {inputs}/model"))
+    listed = assert_done(run("bank list {out}/[v1] --model {inputs}/model")).out
+    assert "[/INST]" in listed
+    assert "[v1] holds 1 prompt" in listed
 
 
 def test_a_bank_is_made_changed_and_listed(run: Run, inputs: Path) -> None:

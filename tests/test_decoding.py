@@ -13,9 +13,9 @@ import minipeft as mp
 from minipeft.attention import KVCache
 from minipeft.bank import PromptBank
 from minipeft.generate import go_on
-from minipeft.kernels.decoding import all_slots_pay
+from minipeft.kernels.decoding import all_slots_pay, plain_step
 from minipeft.sampling import Sampling
-from tests.models import farthest, random_memory, random_model, random_tokens
+from tests.models import farthest, random_memory, random_model, random_tokens, shake
 
 
 def main(backend: str) -> None:
@@ -39,6 +39,20 @@ def main(backend: str) -> None:
     model.use_compiled_steps(False)
     assert [row.new for row in bank.write(rows, tasks, sampling=samplings)] == [row.new for row in plain]
     print("equal")
+
+
+def test_a_step_is_that_of_the_model_with_its_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not of the base that it was first made of."""
+    monkeypatch.setattr("minipeft.computing.compiled_step", plain_step)
+    model = random_model(seed=1)
+    plain = mp.attach(model, mp.LoRA())
+    shake(plain.attachment, seed=1)
+    wanted = plain.generate([5, 1, 2], 12)
+    assert wanted != mp.generate(model, [5, 1, 2], mp.Sampling(12))
+    tuned = mp.attach(model.use_compiled_steps(), mp.LoRA())
+    tuned.attachment.load_state_dict(plain.attachment.state_dict())
+    assert tuned.generate([5, 1, 2], 12) == wanted
+    assert mp.generate(tuned.merge(), [5, 1, 2], mp.Sampling(12)) == wanted
 
 
 @pytest.mark.parametrize(

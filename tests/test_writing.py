@@ -10,8 +10,9 @@ from torch import Tensor
 import minipeft as mp
 from minipeft import GPT2, Sampling, generate, stream_text, write
 from minipeft.generate import LEAVE, steps
+from minipeft.kernels.decoding import plain_step
 from minipeft.written import Written
-from tests.models import ragged, random_memory, random_model, random_tokens, twins
+from tests.models import ragged, random_memory, random_model, random_tokens, shake, twins
 
 READABLE = 512
 LIVELY = 1
@@ -75,6 +76,38 @@ def test_rows_that_have_ended_leave_the_batch(monkeypatch: pytest.MonkeyPatch) -
     assert LEAVE == 4
     #         two of eight have ended, two of six, three of four
     assert widths == [8, 8, 6, 6] + [4] * 6 + [1] * 2
+
+
+@pytest.mark.parametrize("step", [None, plain_step], ids=["leaving", "staying"])
+def test_a_row_that_has_ended_needs_no_more_positions(step: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One at the end of all positions beside some that have many left; by a compiled step's rules no row leaves."""
+    model = readable()
+    n = model.config.n_positions
+    rows = [[1] * (n - 4), [5], [6], [7], [8]]
+    samplings = [Sampling(3), *[Sampling(20)] * 4]
+    alone = [generate(model, [row], [sampling])[0] for row, sampling in zip(rows, samplings, strict=True)]
+    monkeypatch.setattr(model, "step", step and step(model))
+    assert generate(model, rows, samplings) == alone
+
+
+def test_nothing_is_dropped_out_while_writing() -> None:
+    """And a model that is being trained goes on with being trained."""
+    tuned = mp.attach(readable(), mp.LoRA(rank=2, dropout=0.9))
+    shake(tuned.attachment, seed=1)
+    wanted = tuned.eval().generate([5, 1, 2], 12)
+    tuned.train()
+    assert tuned.generate([5, 1, 2], 12) == wanted
+    assert all(module.training for module in (*tuned.modules(), *tuned.model.modules()))
+
+
+def test_beam_search_is_not_streamed() -> None:
+    with pytest.raises(ValueError, match="beam search cannot be streamed"):
+        next(stream_text(readable(), "Once", Sampling(8, beams=3)))
+
+
+def test_a_temperature_next_to_nothing_takes_the_likeliest() -> None:
+    model = readable()
+    assert generate(model, [5, 1], Sampling(9, temperature=1e-46)) == generate(model, [5, 1], Sampling(9))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -262,5 +295,7 @@ def test_beams_of_a_row_do_not_depend_on_its_neighbours() -> None:
 def test_beams_end_at_a_stop() -> None:
     model = readable()
     free = generate(model, "Once", Sampling(8, beams=3)).removeprefix("Once")
-    found = generate(model, "Once", Sampling(8, beams=3, stop=(free[2:4],)))
-    assert free[2:4] not in found
+    (row,) = write(model, "Once", Sampling(8, beams=3, stop=(free[2:4],)))
+    text = model.tokenizer.decode(row.new)
+    assert free[2:4] not in model.tokenizer.decode(row.new[:-1])  # nothing goes on behind a stop
+    assert free[2:4] in text or len(row.new) == 8

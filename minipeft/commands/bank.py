@@ -76,7 +76,7 @@ def show(folder: Folder, model: Model = "nano") -> None:
     table.add_column("bytes", justify="right")
     for one in held.list():
         table.add_row(one.task, one.method, str(one.length), f"{one.nbytes:,}")
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)
     _told(held, folder)
 
 
@@ -90,6 +90,6 @@ def _open(folder: Path, model: str, new: bool = False) -> "PromptBank":
 
 
 def _told(held: "PromptBank", folder: Path) -> None:
-    Console().print(
+    Console(markup=False, emoji=False).print(
         f"{folder} holds {len(held)} prompt{'s' * (len(held) != 1)}, {held.nbytes:,} bytes.", highlight=False
     )

@@ -141,6 +141,6 @@ def _listed(text: str) -> list[str]:
 
 
 def _show(paths: list[Path]) -> None:
-    console = Console()
+    console = Console(markup=False, emoji=False)
     console.print(paths[0].read_text(encoding="utf-8"), highlight=False, markup=False, soft_wrap=True)
     console.print("Written: " + ", ".join(str(path) for path in paths), highlight=False, markup=False, soft_wrap=True)

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 
@@ -37,7 +36,7 @@ def download(
     from minipeft import downloads
 
     if list_all:
-        Console().print(_table())
+        Console(markup=False, emoji=False).print(_table())
         return
     if name not in downloads.PUBLIC:
         problem = "name a model" if name is None else f"{name!r} is no public GPT-2"
@@ -80,5 +79,5 @@ def _table() -> Table:
         except CheckpointError:
             here = "damaged"
         count = model.config.num_parameters()
-        table.add_row(name, f"{count:,}", f"{4 * count / 1e6:,.0f}", model.repo, escape(here))
+        table.add_row(name, f"{count:,}", f"{4 * count / 1e6:,.0f}", model.repo, here)
     return table

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from minipeft.commands.options import (
@@ -113,7 +112,7 @@ def _labelled(
     base = load_model(model, device, dtype.value)
     tuned = attach(base, HardPrompt(template)) if template is not None else load(str(adapter), base)
     score = measure(tuned, encoder_for(tuned, what, truncate), what.splits[split])
-    table = Table(title=f"{escape(what.name)}, {split}: {score.examples:,} examples")
+    table = Table(title=f"{what.name}, {split}: {score.examples:,} examples")
     if what.labels:
         table.add_column("method")
         table.add_column("accuracy", justify="right")
@@ -125,7 +124,7 @@ def _labelled(
         table.add_column("method")
         table.add_column("loss", justify="right")
         table.add_row(tuned.method.name, f"{score.loss:.3f}")
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)
 
 
 def _zero_shot(
@@ -156,12 +155,12 @@ def _zero_shot(
             bar=lambda total: bars.enter_context(progress_bar(task, total)),
             say=lambda line: print(line, file=sys.stderr),
         )
-    table = Table(title=escape(f"{task}: {model}" + (f" with {adapter}" if adapter else "")))
+    table = Table(title=f"{task}: {model}" + (f" with {adapter}" if adapter else ""))
     table.add_column("measure")
     table.add_column("value", justify="right")
     for name, value in found.values.items():
         table.add_row(name, reference.shown(name, value))
-    console = Console()
+    console = Console(markup=False, emoji=False)
     console.print(table)
     console.print(f"on {found.on}; protocol: {found.protocol}", markup=False, highlight=False)
     if fill is not None:

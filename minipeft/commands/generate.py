@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from minipeft.commands.options import Adapter, Device, Dtype, Model, Overwrite, Resume, Seed, load_model
 
@@ -126,7 +125,7 @@ def _one(
         return
     else:
         written = continue_text(base, text, sampling, memory=memory)
-    Console().print(written, markup=False, highlight=False, soft_wrap=True)
+    print(written)
 
 
 def _many(
@@ -150,11 +149,16 @@ def _many(
         raise ValueError("--batch needs --out, the file to write.")
     if rows < 1:
         raise ValueError(f"rows must be at least 1, got {rows}.")
+    if resume and overwrite:
+        raise ValueError("--resume goes on with what is there and --overwrite forgets it; give one of them.")
     requests = read_requests(batch, sampling)
     held, tuned = bank or PromptBank(base), None if adapter is None else load(adapter, base)
+    lengths = {one.task: one.length for one in held.list()}
     for request in requests:
         if request.task is not None and request.task not in held:
             raise ValueError(f"{batch}, line {request.line}: there is no prompt for {request.task!r}; see --bank.")
+        room = tuned.room if tuned is not None else base.config.n_positions - lengths.get(request.task or "", 0)
+        _check_room(request, room, base, f"{batch}, line {request.line}")
     if out.exists() and overwrite:
         out.unlink()
     elif out.exists() and not resume:
@@ -172,6 +176,17 @@ def _many(
         with progress_bar("generate", len(requests)) as told:
             answer(requests, write, out, rows, told)
     except KeyboardInterrupt:
-        print(f"Stopped; the same command with --resume goes on with {out}.", file=sys.stderr)
+        how = "the same command with --resume" + (" instead of --overwrite" if overwrite else "")
+        print(f"Stopped; {how} goes on with {out}.", file=sys.stderr)
         sys.exit(130)
-    Console().print(f"{len(requests)} texts are in {out}.", highlight=False)
+    print(f"{len(requests)} texts are in {out}.")
+
+
+def _check_room(request: "Request", room: int, base: "GPT2", where: str) -> None:
+    """Raise ValueError now, and not after an hour, if a line leaves no room for what it asks for."""
+    tokens = len(base.tokenizer.encode(request.prompt))
+    if tokens + request.sampling.max_new_tokens - 1 > room:
+        raise ValueError(
+            f"{where}: {tokens} tokens and {request.sampling.max_new_tokens} new ones do not fit into the {room} "
+            "positions that there are; lower max_new_tokens or shorten the prompt."
+        )

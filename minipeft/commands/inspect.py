@@ -65,7 +65,7 @@ def _checkpoint(name: str | Path, every: bool) -> None:
 
     load_gpt2(name)  # what is shown is a whole model, or the error says what is wrong with it
     weights = open_model(name)
-    console = Console()
+    console = Console(markup=False, emoji=False)
     for line in which_gpt2(weights):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     for table in checkpoint_tables(weights, every):
@@ -87,7 +87,7 @@ def _adapter(folder: Path, tuned: "Tuned", every: bool, text: str | None, plot: 
         lines.append(f"attention: {before_text} positions stand before a text that reads: {read}")
         if plot is not None:
             head_map(mass, finding(mass, tuned.method.name.replace("_", " ")), lines[-1], plot)
-    console = Console()
+    console = Console(markup=False, emoji=False)
     for line in lines:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     for table in tables:

@@ -32,7 +32,7 @@ def lessons(
             raise FileNotFoundError(f"lesson {open_number} has no notebook in {here}; make it with: make lessons")
         os.chdir(here)
         os.execvp(sys.executable, [sys.executable, "-m", "jupyter", "lab", found[0].name])
-    Console().print(_table(read_lessons(here / "src")))
+    Console(markup=False, emoji=False).print(_table(read_lessons(here / "src")))
 
 
 def _table(found: "list[Lesson]") -> Table:

@@ -32,4 +32,4 @@ def methods(model: ModelShape = "nano") -> None:
             continue
         share = f"{100 * found.trained / parameters:.3g} %"
         table.add_row(entry.call, entry.door, f"{found.trained:,}", share, size_told(found.size))
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)

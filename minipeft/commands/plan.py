@@ -99,7 +99,7 @@ def plan(
             elif best.changed:
                 advice.append(f"{name} fits with {' '.join(best.changed)}: {size_told(best.needed)}.")
             show("")
-    console = Console()
+    console = Console(markup=False, emoji=False)
     console.print(table)
     console.print(
         "\n".join([*advice, ""] if advice else [])

@@ -154,4 +154,4 @@ def pretrain(
     if team.is_writer:
         made = f"{model.num_parameters():,} parameters; the model, its report.json and training.png are in {out}."
         taken = read_json(out / REPORT_FILE)["steps"]
-        Console().print(made + unfinished(taken, settings), highlight=False, soft_wrap=True)
+        Console(markup=False, emoji=False).print(made + unfinished(taken, settings), highlight=False, soft_wrap=True)

@@ -139,7 +139,7 @@ def tune(
         except KeyboardInterrupt:
             stopped(out, team, overwrite)
     if team.is_writer:
-        Console().print(
+        Console(markup=False, emoji=False).print(
             f"{tuned.num_trainable():,} trained numbers, best at step {result.best_step} of {result.step}, "
             f"dev score {result.best_score:.4f}, {result.seconds:.0f} s. The adapter is in {out}."
             + unfinished(result.step, config),

@@ -40,10 +40,12 @@ def attention_mass(tuned: Tuned, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "L
         masses.append(shares[:, :, -T:, :P].sum(dim=-1).mean(dim=(0, 2)))
 
     was_training = tuned.training
+    packing, tuned.model.packing = tuned.model.packing, math.inf  # a packed prefix is attended to apart
     try:
         with _attention_seen_by(note, tuned.model):
             tuned.eval().hidden(tokens)
     finally:
+        tuned.model.packing = packing
         tuned.train(was_training)
     return torch.stack(masses)
 

@@ -76,10 +76,13 @@ def all_slots_pay(cache: KVCache) -> bool:
     return cache.keys.device.type == "cpu" and rows >= MANY_ROWS and 2 * (cache.length + 1) >= capacity
 
 
-def go_on_over_slots(step: Step, tokens: Int[Tensor, "B 1"], cache: KVCache) -> Float[Tensor, "B V"]:
-    """Read one more token of each row by such a step; the logits of the next."""
+def go_on_over_slots(step: Step, tokens: Int[Tensor, "B 1"], cache: KVCache, last: int) -> Float[Tensor, "B V"]:
+    """Read one more token of each row by such a step; the logits of the next.
+
+    `last`: the last position, where rows stay that have ended, and whose logits nobody reads.
+    """
     real = torch.ones_like(tokens, dtype=torch.bool)
-    positions = next_positions(real, cache).expand_as(tokens).contiguous()
+    positions = next_positions(real, cache).clamp(max=last).expand_as(tokens).contiguous()
     at = torch.tensor([cache.length], device=tokens.device)
     cache.advance(real)
     logits = step(tokens, positions, at, cache.filled[:, None, None, :], cache.keys, cache.values)

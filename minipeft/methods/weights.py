@@ -22,6 +22,8 @@ def shadow(model: GPT2) -> GPT2:
         memo[id(frozen)] = ""
     twin = copy.deepcopy(model, memo)
     twin.__dict__.pop("_frozen", None)
+    if twin.step is not None:  # it is the base's: a step knows the model that it was made of
+        twin.use_compiled_steps()
     return twin
 
 
