@@ -36,6 +36,10 @@ class LayerNorm(nn.LayerNorm):
     """Layer norm in fp32 of inputs that may be half precision."""
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-        if x.dtype == self.weight.dtype or x.device.type == "cpu":  # the CPU's kernel takes both types at once
-            return super().forward(x)
-        return super().forward(x.float()).to(x.dtype)
+        return self.normed(x, self.bias)
+
+    def normed(self, x: Float[Tensor, "*B D"], bias: Float[Tensor, "D"]) -> Float[Tensor, "*B D"]:
+        """The same with a bias of its own."""
+        both = x.dtype == self.weight.dtype or x.device.type == "cpu"  # the CPU's kernel takes both types at once
+        out = F.layer_norm(x if both else x.float(), self.normalized_shape, self.weight, bias, self.eps)
+        return out if both else out.to(x.dtype)

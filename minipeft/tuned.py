@@ -188,7 +188,7 @@ class Tuned(nn.Module):
         Raises OSError if the folder cannot be written.
         """
         config = {**shared_peft_config(self.method), **self.method.peft_config(self.base)}
-        with torch.no_grad():
+        with torch.no_grad(), at_rest(self.attachment):
             weights = tensor_pieces(self.attachment.adapter_tensors(), base_told(self.base))
         write_together({Path(folder) / CONFIG_FILE: json_bytes(config), Path(folder) / WEIGHTS_FILE: weights})
 
@@ -223,9 +223,10 @@ class Tuned(nn.Module):
             raise ValueError(
                 "a stack cannot be one prefix; compile the prompt of a model that the rest was merged into."
             )
-        doors = self.attachment.doors()
+        with at_rest(self.attachment):
+            doors, tensors = self.attachment.doors(), self.attachment.adapter_tensors()
         if doors.memory is not None:
-            flat = self.attachment.adapter_tensors()["prompt_embeddings"]
+            flat = tensors["prompt_embeddings"]
         elif doors.prompt is not None:
             flat = keys_and_values(self.model, prompt=doors.prompt)
         else:

@@ -52,11 +52,11 @@ def main() -> None:
     options = parser.parse_args()
     if options.folder and options.check:
         parser.error("--check changes nothing, so it takes no folder")
-    if options.folder:
-        shutil.copyfile(options.folder / RESULTS_FILE, ROWS)
-    report = Report(read_study(STUDY), Results(ROWS))
+    report = Report(read_study(STUDY), Results(options.folder / RESULTS_FILE if options.folder else ROWS))
     if wrong := unfit(report):
         sys.exit(f"docs/head_to_head.md is not written: {wrong}")
+    if options.folder:
+        shutil.copyfile(options.folder / RESULTS_FILE, ROWS)
     page = written(WORDS.read_text(encoding="utf-8"), report)
     if options.check:
         sys.exit(page != PAGE.read_text(encoding="utf-8") and "docs/head_to_head.md is not what its rows say.")

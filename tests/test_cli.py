@@ -633,6 +633,12 @@ def test_a_file_of_prompts_is_gone_on_with(run: Run, inputs: Path) -> None:
     assert whole.read_text() == text
 
 
+def test_a_prompt_that_leaves_little_room_is_inspected(run: Run, inputs: Path) -> None:
+    attach(GPT2.from_pretrained(inputs / "model"), SoftPrompt(length=60)).save(inputs / "long_prompt")
+    told = assert_done(run("inspect {inputs}/long_prompt --model {inputs}/model")).out
+    assert "60 positions stand before a text that reads: The " in told
+
+
 def test_texts_come_as_they_are_written(
     run: Run, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -854,7 +860,7 @@ def test_a_full_run_is_not_resumed_with_other_numbers_or_data(
     turned = [row.replace("good", "?").replace("bad", "good").replace("?", "bad") for row in rows]
     for name, dev in (("split", rows[:8]), ("flipped", turned[:8])):
         (inputs / name).mkdir(exist_ok=True)
-        for split, some in (("train", rows), ("dev", dev), ("test", rows[8:])):
+        for split, some in (("train", rows[8:]), ("dev", dev), ("test", rows[:8])):
             (inputs / name / f"{split}.tsv").write_text(header + "".join(some))
     start = f"tune full {MODEL} --steps 5 --batch-size 2 {COLUMNS} --out {{out}} --data"
     assert_done(run(f"{start} {{inputs}}/split"))

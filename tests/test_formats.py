@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import minipeft as mp
+from minipeft.files import CheckpointError
 from minipeft.formats.tensor_bundle import read_bundle
 from tests.bundles import write_bundle
 from tests.models import farthest, random_tokens
@@ -419,6 +421,19 @@ def test_a_malicious_pickle_is_refused_and_named(name: str, writer: str, tmp_pat
         mp.GPT2.from_pretrained(folder if name == "pytorch_model.bin" else folder / name)
     assert str(folder / name) in str(caught.value)
     assert not (tmp_path / "owned").exists()
+
+
+def test_a_compressed_checkpoint_is_not_unpacked(tmp_path: Path) -> None:
+    """A thousand times as much could come out of it."""
+    torch.save({"a": torch.zeros(9)}, tmp_path / "stored.bin")
+    with (
+        zipfile.ZipFile(tmp_path / "stored.bin") as stored,
+        zipfile.ZipFile(tmp_path / "pytorch_model.bin", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in stored.namelist():
+            packed.writestr(name, stored.read(name))
+    with pytest.raises(CheckpointError, match=r"is compressed, which torch\.save does not do; it was not opened"):
+        mp.GPT2.from_pretrained(tmp_path / "pytorch_model.bin")
 
 
 @pytest.mark.parametrize("kind", ["meta", "nested", "sparse", "csr"])

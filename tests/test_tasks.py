@@ -230,6 +230,9 @@ def test_a_text_file_is_cut_between_lines_into_pieces(tmp_path: Path) -> None:
         ("a.tsv", "text\tlabel\nx\ty\n", ("text", "team"), "has no column 'team'; it has 'text', 'label'"),
         ("a.tsv", "text\tlabel\nx\ty\n", ("text", None), "say which column of"),
         ("a.tsv", "text\tlabel\nx\ty\nz\n", ("text", "label"), "line 3 of"),
+        ("a.csv", "text,label\nx,y\nz,so,y\n", ("text", "label"), "has 3 fields, and its header 2; a field that holds"),
+        ("a.csv", 'text,label\n"x" z,y\n', ("text", "label"), "cannot be read: ',' expected after"),
+        ("a.jsonl", '{"text": "x", "label": null}\n', ("text", "label"), "has nothing in column 'label'."),
         ("a.csv", "text,label\n ,y\n", ("text", "label"), "line 2 of"),
         ("a.xlsx", "text,label\n", ("text", "label"), "a.xlsx ends in .xlsx; data files end in"),
         ("a", "text,label\n", ("text", "label"), "ends in nothing; data files end in"),
@@ -425,6 +428,7 @@ LABELS: dict[str, dict[str, str]] = {
     "one token": {"good": " the", "bad": " and", "so": " of"},
     "many tokens": {"good": " good", "bad": " terrible"},
     "mixed": {"good": " the", "bad": " terrible", "so": " and"},
+    "one begins another": {"good": " the", "so": " the end", "bad": " and"},
 }
 METHODS: dict[str, Callable[[], Method]] = {
     "bare": HardPrompt,
@@ -452,9 +456,9 @@ def test_accuracy_and_loss_are_those_of_a_plain_loop(words: str, method: str, mo
     monkeypatch.setattr(minipeft.evaluate, "ROWS", 3)
     labels = list(LABELS[words])
     lengths = {len(SMALL.encode(word)) for word in LABELS[words].values()}
-    assert {"one token": lengths == {1}, "many tokens": 1 not in lengths, "mixed": 1 in lengths and len(lengths) > 1}[
-        words
-    ]
+    mixed, end = 1 in lengths and len(lengths) > 1, [SMALL.eot] if words == "one begins another" else []
+    kinds = {"one token": lengths == {1}, "many tokens": 1 not in lengths, "mixed": mixed, "one begins another": mixed}
+    assert kinds[words]
     examples = [Example(text, labels[n % len(labels)]) for n, text in enumerate(TEXTS)]
     task, tuned = labelled(LABELS[words], examples), tuned_model(method)
     encoder = encoder_for(tuned, task)
@@ -463,7 +467,8 @@ def test_accuracy_and_loss_are_those_of_a_plain_loop(words: str, method: str, mo
     for example in examples:
         context = encoder.context(example)
         by_label = {
-            label: log_probabilities(tuned, context, SMALL.encode(word)) for label, word in LABELS[words].items()
+            label: log_probabilities(tuned, context, [*SMALL.encode(word), *end])
+            for label, word in LABELS[words].items()
         }
         right += max(by_label, key=lambda label: sum(by_label[label])) == example.target
         costs += [-value for value in by_label[example.target]]
@@ -530,6 +535,35 @@ def test_a_folder_has_a_file_for_each_split_and_columns_may_be_numbered(tmp_path
     (tmp_path / "dev.csv").write_text("a,b\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"has dev.csv and dev.tsv for the dev split; it needs one, such as dev.tsv"):
         task_from_file(tmp_path, "1", "2")
+
+
+def test_a_header_in_every_file_is_no_row(tmp_path: Path) -> None:
+    for split in SPLITS:
+        (tmp_path / f"{split}.tsv").write_text(f"sentence\tlabel\none of {split}\t0\ntwo of {split}\t1\n")
+    with pytest.raises(DataError, match=r"all begin with the row sentence, label; if it is their header, name"):
+        task_from_file(tmp_path, "1", "2")
+    assert task_from_file(tmp_path, "sentence", "label", "labels").labels == ("0", "1")
+
+
+def test_texts_that_are_learned_from_and_measured_on_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{**row, "split": ("train", "dev", "test")[n // 2 % 3]} for n, row in enumerate(few_rows())]
+    task_from_file(write(tmp_path / "mine.csv", rows), *COLUMNS)
+    assert capsys.readouterr().err == ""
+    known = [{**row, "split": "test"} for row in rows if row["split"] == "train"][:5]
+    task_from_file(write(tmp_path / "mine.csv", rows + known), *COLUMNS)
+    assert "5 of 17 test texts of" in capsys.readouterr().err
+
+
+def test_texts_of_any_script_are_spread_over_the_splits(tmp_path: Path) -> None:
+    """Though all of them hold the same Latin word."""
+    rows = [
+        {"text": f"SMS {'абвгд'[n % 5]}{'ежзик'[n // 5 % 5]}{'лмноп'[n // 25]}", "label": "yn"[n % 2]}
+        for n in range(120)
+    ]
+    task = task_from_file(write(tmp_path / "mine.tsv", rows), *COLUMNS)
+    assert 60 < len(task.splits["train"]) < 108
 
 
 def test_a_header_may_have_numbers_for_names(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Methods that change or join the weights, against plain references; merging, disabling, and what is refused."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -243,3 +244,74 @@ def embedded(model: mp.GPT2, tokens: Tensor) -> Tensor:
 
 def random_vectors(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(7))
+
+
+def test_a_copy_that_was_frozen_later_is_saved_and_merged_all_the_same(tmp_path: Path) -> None:
+    tuned, tokens = shaken(mp.FullFinetuning()), random_tokens(2, 7)
+    before, wanted = tuned.num_trainable(), tuned(tokens)
+    tuned.requires_grad_(False)
+    tuned.save(tmp_path)
+    assert tuned.num_kept() == before > 0
+    assert torch.equal(mp.load(tmp_path, random_model())(tokens), wanted)
+    assert torch.equal(tuned.merge()(tokens), wanted)
+
+
+def test_a_ptuned_prompt_is_saved_and_compiled_without_dropout(tmp_path: Path) -> None:
+    tuned, tokens = mp.attach(random_model(), mp.PTuning(4, hidden=8, dropout=0.5)), random_tokens(2, 7)
+    wanted = tuned.eval()(tokens)
+    tuned.train().save(tmp_path)
+    assert tuned.training
+    assert farthest(mp.load(tmp_path, random_model())(tokens), wanted) < EXACT
+    assert farthest(tuned.compile()(tokens), wanted) < EXACT
+
+
+@pytest.mark.parametrize("kind", TINY_METHODS)
+def test_activations_in_bfloat16_train_every_method(kind: str) -> None:
+    """As fp32 does, but for rounding of activations of about 1."""
+    losses = []
+    for dtype in (None, torch.bfloat16):
+        tuned = mp.attach(random_model().use_activations(dtype), TINY_METHODS[kind]).train()
+        losses.append(train_steps(tuned))
+    assert losses[1] == pytest.approx(losses[0], abs=0.05)
+
+
+@pytest.mark.parametrize("kind", ["LoRA", "adapters of Lin", "full", "soft prompt"])
+def test_what_is_attached_to_a_compiled_model_is_compiled(kind: str) -> None:
+    tuned = mp.attach(random_model().use_compile(), TINY_METHODS[kind])
+    for block in tuned.model.blocks:
+        assert any(module._compiled_call_impl is not None for module in block.modules())  # Lin's stands around it
+
+
+@pytest.mark.parametrize(
+    ("special", "targets"),
+    [
+        ({"attn.q": (2, 4)}, ("attn.q", "attn.v")),
+        ({"mlp.c_fc": (2, 4)}, ("attn.c_attn",)),
+        ({"attn.c_atn": (2, 4)}, ("attn.c_attn",)),
+    ],
+)
+def test_a_rank_for_no_layer_of_a_lora_is_refused(special: Any, targets: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match=rf"special names '{next(iter(special))}', which is none of the layers "):
+        mp.attach(random_model(), mp.LoRA(rank=8, targets=targets, special=special))
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa', which changes the frozen weights, too"),
+        ({"init_lora_weights": {"a": 1}}, "init_lora_weights is {'a': 1}, which changes"),
+        ({"alora_invocation_tokens": [3]}, "alora_invocation_tokens is .* minipeft reads LoRA without that"),
+        ({"target_modules": "c_attn{99999999999}"}, "is no regular expression"),
+        ({"rank_pattern": {"c_attn{99999999999}": 3}}, "rank_pattern has what is no regular expression"),
+    ],
+)
+def test_an_option_that_makes_another_method_of_lora_is_refused(
+    option: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    mp.attach(random_model(), mp.LoRA()).save(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "init_lora_weights": "gaussian"}))
+    mp.load(tmp_path, random_model())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, **option}))
+    with pytest.raises(ValueError, match=sentence):
+        mp.load(tmp_path, random_model())

@@ -81,8 +81,10 @@ def _adapter(folder: Path, tuned: "Tuned", every: bool, text: str | None, plot: 
     lines, tables = _how_tuned(folder) or [str(tuned.method)], adapter_tables(tuned, every)
     before_text = tuned.base.config.n_positions - tuned.room
     if before_text or text is not None or plot is not None:
-        read = EXAMPLE if text is None else text
-        mass = attention_mass(tuned, torch.tensor([tuned.base.tokenizer.encode(read)], dtype=torch.long))
+        tokens = tuned.base.tokenizer.encode(EXAMPLE if text is None else text)
+        tokens = tokens[: tuned.room] if text is None else tokens
+        read = tuned.base.tokenizer.decode(tokens)
+        mass = attention_mass(tuned, torch.tensor([tokens], dtype=torch.long))
         tables.append(mass_table(mass))
         lines.append(f"attention: {before_text} positions stand before a text that reads: {read}")
         if plot is not None:

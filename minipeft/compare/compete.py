@@ -4,6 +4,7 @@ import multiprocessing
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from minipeft.compare.inputs import check_inputs
+from minipeft.compare.inputs import check_inputs, check_test_splits
 from minipeft.compare.machine import commit
 from minipeft.compare.one_run import JUDGE_FOLDER, SCRATCH_FOLDER, Performer
 from minipeft.compare.protocol import told_of
@@ -49,6 +50,8 @@ def compete(study: Study, out: str | Path, *, workers: int | None = None, device
             crew.run(f"{part.name}: sweep", study.sweep(part), results)
             if part.chosen_by is None and not results.is_closed(study, part):
                 results.close(study, part)
+            if part.seeds:
+                check_test_splits(study, part, out, partial(results.is_closed, study, part))
             if part.seeds and any(study.is_steered(task) for task in part.tasks):
                 judge_in(out / JUDGE_FOLDER)  # here, so that processes find it
             crew.run(f"{part.name}: test", study.finals(part, results.choices(study, part)), results)

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 from minipeft.compare.contenders import BARE, BEST_PROMPT, CALIBRATED, LINEAR_PROBE, MAJORITY, method_of, unstarted
+from minipeft.compare.results import RESULTS_FILE
 from minipeft.compare.sealed import SealedTask
 from minipeft.compare.statistics import check_statistics
 from minipeft.compare.study import Part, Study, StudyError
@@ -17,7 +18,7 @@ from minipeft.files import fingerprint, read_json, write_json
 from minipeft.gpt2 import GPT2
 from minipeft.methods import Method, Prefix, PTuning, SoftPrompt
 from minipeft.overview import count
-from minipeft.tasks import open_task, task_from_file
+from minipeft.tasks import Example, open_task, task_from_file
 
 ONLY_LABELS = (MAJORITY, BEST_PROMPT, CALIBRATED, LINEAR_PROBE)
 INPUTS_FILE = "inputs.json"
@@ -65,9 +66,7 @@ def _model(study: Study, name: str, content: dict[str, str]) -> GPT2Config:
 def _check_task(study: Study, part: Part, name: str, content: dict[str, str]) -> None:
     sealed = sealed_task(study, name)
     task, methods = sealed.open, {name: study.contenders[name].method for name in part.contenders}
-    rows = [row for split in ("train", "dev") for row in task.splits[split]]
-    written = json.dumps([(row.text, row.target) for row in rows])
-    content[f"task {name}"] = hashlib.sha256(written.encode("utf-8")).hexdigest()
+    content[f"task {name}"] = _hash_of([row for split in ("train", "dev") for row in task.splits[split]])
     if not task.labels and (wrong := [contender for contender, method in methods.items() if method in ONLY_LABELS]):
         raise StudyError(f"part {part.name}: {wrong[0]} is for tasks with labels, and {name} has none.")
     for contender in (study.contenders[one] for one in part.contenders):
@@ -79,6 +78,17 @@ def _check_task(study: Study, part: Part, name: str, content: dict[str, str]) ->
         raise StudyError(f"part {part.name}: {name} has {there:,} training examples, fewer than {most:,}.")
     if study.is_told(name):
         check_scorers()
+
+
+def check_test_splits(study: Study, part: Part, out: Path, is_closed: Callable[[], bool]) -> None:
+    """Raise StudyError unless test examples are those that `out` has results of; StillSealed before their time."""
+    tests = {f"test split of {name}": sealed_task(study, name).unseal(is_closed) for name in part.tasks}
+    _remember({name: _hash_of(test) for name, test in tests.items()}, out / INPUTS_FILE)
+
+
+def _hash_of(examples: Sequence[Example]) -> str:
+    written = json.dumps([(example.text, example.target) for example in examples])
+    return hashlib.sha256(written.encode("utf-8")).hexdigest()
 
 
 def _methods(study: Study, part: Part, shape: GPT2Config) -> Iterator[Method]:
@@ -94,7 +104,9 @@ def _positions(method: Method) -> int:
 
 
 def _remember(content: dict[str, str], path: Path) -> None:
-    before = read_json(path) if path.exists() else {}
+    results = path.with_name(RESULTS_FILE)
+    there_are = results.exists() and results.stat().st_size > 0
+    before = read_json(path) if path.exists() and there_are else {}
     if changed := [name for name, found in content.items() if before.get(name, found) != found]:
         raise StudyError(f"the {changed[0]} is not the one that {path.parent} has results of; take another --out.")
     write_json(path, {**before, **content})

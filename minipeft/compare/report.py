@@ -101,6 +101,8 @@ class Report:
     def measure(self, part: str, task: str) -> str:
         """By what contenders on a task are judged: the first of `JUDGED_BY` that all of their tests have."""
         tests = [row["test"] for row in self.rows(part, FINAL) if row["task"] == task and row["diverged"] is None]
+        if not tests:
+            return "accuracy"
         shared = (name for name in JUDGED_BY if all(test.get(name) is not None for test in tests))
         return next(shared, "accuracy")
 

@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def _min(found: Mapping[str, Any], path: Path) -> Weights:
     try:
         vocab, width = tensors["transformer.wte.weight"].shape
         positions = tensors["transformer.wpe.weight"].shape[0]
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, IndexError):
         raise CheckpointError(f"{path} is neither a checkpoint of nanoGPT nor a state dict of minGPT.") from None
     layers = {int(match[1]) for name in tensors if (match := re.match(r"transformer\.h\.(\d{1,4})\.", name))}
     try:
@@ -116,6 +117,10 @@ def _unpickle(path: Path) -> Mapping[str, Any]:
     with open(path, "rb") as file:
         if not file.read(2).startswith(BEGINNINGS):
             raise CheckpointError(f"{path} is no whole file of torch.save; is it damaged, or another file?")
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as packed:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in packed.infolist()):
+                raise CheckpointError(f"{path} is compressed, which torch.save does not do; it was not opened.")
     try:
         try:
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

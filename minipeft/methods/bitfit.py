@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -62,10 +61,9 @@ class OwnBias(nn.Module):
         self.bias = nn.Parameter(frozen.bias.detach().clone().float())
 
     def forward(self, x: Float[Tensor, "B T I"]) -> Float[Tensor, "B T O"]:
-        bias = self.bias.to(x.dtype)
         if isinstance(self.frozen, Linear):
-            return self.frozen.product(x, self.frozen.weight, bias)
-        return F.layer_norm(x, self.frozen.normalized_shape, self.frozen.weight, bias, self.frozen.eps)
+            return self.frozen.product(x, self.frozen.weight, self.bias.to(x.dtype))
+        return self.frozen.normed(x, self.bias.to(self.frozen.weight.dtype))
 
 
 class Biases(Attachment):

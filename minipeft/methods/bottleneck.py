@@ -116,6 +116,8 @@ class BlockThenAdapter(Block):
         nn.Module.__init__(self)  # the parts are there already
         self.ln_1, self.attn, self.ln_2, self.mlp = block.ln_1, block.attn, block.ln_2, block.mlp
         self.adapter = adapter
+        if block._compiled_call_impl is not None:
+            self.compile(dynamic=True)
 
     def forward(
         self,

@@ -68,9 +68,11 @@ class TrainedCopy(Attachment):
     def __init__(self, model: GPT2) -> None:
         super().__init__()
         self.model = model
+        self._trained = [name for name, p in model.named_parameters() if p.requires_grad]
+        """Now: whoever freezes the copy later has not untrained it."""
 
     def adapter_tensors(self) -> dict[str, Tensor]:
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        return {name: self.model.get_parameter(name) for name in self._trained}
 
     @torch.no_grad()
     def merge_into(self, model: GPT2) -> None:

@@ -98,7 +98,7 @@ class GatedAttention(CausalSelfAttention):
         self, x: Float[Tensor, "B T D"], mask: Bool[Tensor, "#B 1 T S"] | Rows | None, memory: Memory | None, layer: int
     ) -> Float[Tensor, "B T D"]:
         from_text, added = super().forward(x, mask, memory, layer), self._from_prompt(x)
-        return from_text + (added if self.after else F.linear(added, self.c_proj.weight))
+        return from_text + (added if self.after else F.linear(added, self.c_proj.weight.to(added.dtype)))
 
     def _from_prompt(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """gate · softmax(q K_pᵀ / √Dh) V_p, heads joined."""

@@ -36,8 +36,16 @@ _PLAIN = {
     "layer_replication": None,
     "trainable_token_indices": None,
     "target_parameters": None,
+    "alora_invocation_tokens": None,
+    "arrow_config": None,
+    "velora_config": None,
+    "use_bdlora": None,
+    "kasa_config": None,
+    "monteclora_config": None,
 }
 """Options of PEFT that make another method of it, and their values in plain LoRA."""
+_STARTS = ("gaussian", "orthogonal", "eva", "mica")
+"""What `init_lora_weights` may be, besides true and false: the others change the frozen weights, too."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +119,12 @@ class LoRA:
         for key, plain in _PLAIN.items():
             if config.get(key) not in (plain, None, False, [], {}):
                 raise CheckpointError(f"{path}: {key} is {config[key]!r}; minipeft reads LoRA without that.")
+        start = config.get("init_lora_weights")
+        if not (start is None or isinstance(start, bool) or start in _STARTS):
+            raise CheckpointError(
+                f"{path}: init_lora_weights is {start!r}, which changes the frozen weights, too; save it with peft's "
+                "path_initial_model_for_weight_conversion, which makes plain LoRA of it."
+            )
         rank, alpha = _number(config, "r", 8, path), _number(config, "lora_alpha", 8, path)
         names = modules_named(config.get("target_modules") or ["c_attn"], model)
         names = [name for name in names if _is_transformed(name, config.get("layers_to_transform"), path)]
@@ -134,6 +148,9 @@ class LoRA:
         for (layer, name), thirds in where.items():
             if "" in thirds and len(thirds) > 1:
                 raise ValueError(f"h.{layer}.{name} is a target as a whole and in thirds; choose one of them.")
+        wholes = {name for _, name in where} | {f"h.{layer}.{name}" for layer, name in where}
+        if odd := [name for name in self.special if name not in wholes]:
+            raise ValueError(f"special names {odd[0]!r}, which is none of the layers {', '.join(sorted(wholes))}.")
         return where
 
     def _rank_and_alpha(self, layer: int, name: str) -> tuple[int, int | float]:
@@ -237,8 +254,8 @@ def _of_pattern(config: dict[str, Any], key: str, name: str, default: int | floa
         raise CheckpointError(f"{path}: {key} is {patterns!r}; it must map names to numbers.")
     try:
         fitting = [pattern for pattern in patterns if re.match(rf"(.*\.)?({pattern})$", f"transformer.{name}")]
-    except re.error as error:
-        raise CheckpointError(f"{path}: {key} has {error.pattern!r}, which is no regular expression.") from None
+    except (re.error, OverflowError, RecursionError) as error:
+        raise CheckpointError(f"{path}: {key} has what is no regular expression ({error}).") from None
     return _number(patterns, fitting[0], default, path) if fitting else default
 
 

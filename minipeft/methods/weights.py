@@ -22,6 +22,8 @@ def shadow(model: GPT2) -> GPT2:
         memo[id(frozen)] = ""
     twin = copy.deepcopy(model, memo)
     twin.__dict__.pop("_frozen", None)
+    if model.blocks[0]._compiled_call_impl is not None:  # a copy is not compiled
+        twin.use_compile()
     if twin.step is not None:  # it is the base's: a step knows the model that it was made of
         twin.use_compiled_steps()
     return twin
@@ -88,8 +90,8 @@ def modules_named(found: object, model: GPT2) -> list[str]:
     if isinstance(found, str):
         try:
             pattern = re.compile(found)
-        except re.error as error:
-            raise ValueError(f"target_modules {found!r} is no regular expression: {error}.") from None
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ValueError(f"target_modules {found[:100]!r} is no regular expression: {error}.") from None
         names = [name for name in everything if pattern.fullmatch(f"transformer.{name}")]
     elif isinstance(found, list) and all(isinstance(name, str) for name in found):
         names = [name for name in everything if any(_ends(f"transformer.{name}", ending) for ending in found)]

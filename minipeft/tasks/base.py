@@ -77,6 +77,8 @@ class Encoder:
 
     `template` holds "{text}" and replaces the task's joint. `room`: positions that the method leaves to the text.
     With `truncate` a text that is too long loses its end; else TooLong names it.
+    Labels of which one begins another ("refund", "refund request") are all followed by `<|endoftext|>`: without an end
+    the shorter one would always be the likelier.
     """
 
     def __init__(
@@ -86,7 +88,7 @@ class Encoder:
         before, after = ("", task.joint) if template is None else template.split("{text}")
         self.before = tokenizer.encode(before, allow_special=True)
         self.after = tokenizer.encode(after, allow_special=True)
-        self.label_ids = {label: tokenizer.encode(task.word(label)) for label in task.labels}
+        self.label_ids = _told_apart([(label, tokenizer.encode(task.word(label))) for label in task.labels], tokenizer)
 
     def context(self, example: Example) -> list[int]:
         """What stands before the target. Raises TooLong."""
@@ -140,3 +142,9 @@ def collate(rows: Sequence[Encoded], filler: int) -> Batch:
         labels[i, row.target_starts : n] = tokens[i, row.target_starts : n]
         real[i, :n] = True
     return Batch(tokens, labels, real)
+
+
+def _told_apart(labels: Sequence[tuple[str, list[int]]], tokenizer: Tokenizer) -> dict[str, list[int]]:
+    """The token ids of labels, with an end where one begins another."""
+    begins = any(one != other and longer[: len(ids)] == ids for one, ids in labels for other, longer in labels)
+    return {label: [*ids, tokenizer.eot] if begins else ids for label, ids in labels}

@@ -3,11 +3,12 @@
 import csv
 import io
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from minipeft.corpus import documents, normalised, read_text, share_of
+from minipeft.corpus import documents, read_text, share_of
 from minipeft.tasks.base import SPLITS, Example, Task
 from minipeft.tokenizer import Tokenizer
 
@@ -54,6 +55,8 @@ def task_from_file(path: str | Path, input_column: str | None, target_column: st
         target = _field(row, target_column, where)
         text = _field(row, input_column, where) if input_column else ""
         splits[_split_of(row, text or target, where)].append(Example(text, target, where))
+    if input_column and "split" in rows[0][1]:
+        _tell_of_known(splits, path)
     labels = _labels(path, splits, kind, has_input=input_column is not None)
     for split in splits:
         if not splits[split]:
@@ -89,12 +92,19 @@ def _running_text(path: Path) -> Task:
 
 def _rows_of_folder(folder: Path, named: list[str]) -> Iterator[tuple[str, dict[str, str]]]:
     """The rows of the one file of each split."""
+    firsts = []
     for split in SPLITS:
         found = sorted(path for path in folder.iterdir() if path.stem == split and path.suffix in KINDS)
         if len(found) != 1:
             what = f"has {' and '.join(path.name for path in found)}" if found else "has no file"
             raise DataError(f"{folder} {what} for the {split} split; it needs one, such as {split}.tsv.")
-        for where, row in _rows(found[0], named):
+        for number, (where, row) in enumerate(_rows(found[0], named)):
+            firsts += [row] if number == 0 else []
+            if firsts == [row] * len(SPLITS):
+                raise DataError(
+                    f"the files of {folder} all begin with the row {', '.join(row.values())}; if it is their header, "
+                    "name columns by it and not by number."
+                )
             yield where, {**row, "split": split}
 
 
@@ -112,7 +122,11 @@ def _rows(path: Path, named: list[str]) -> Iterator[tuple[str, dict[str, str]]]:
 def _delimited_rows(path: Path, file: io.StringIO, named: list[str]) -> Iterator[tuple[str, dict[str, str]]]:
     """A .tsv has no quotes, as most published ones; a .csv may quote its fields."""
     csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if path.suffix == ".tsv" else csv.reader(file)
+    reader = (
+        csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        if path.suffix == ".tsv"
+        else csv.reader(file, strict=True)
+    )
     try:
         header, numbered = next(reader, []), all(name.isdecimal() for name in named)
         if header and numbered and not set(named) <= set(header):
@@ -120,7 +134,11 @@ def _delimited_rows(path: Path, file: io.StringIO, named: list[str]) -> Iterator
             header = []
         for row in reader:
             if row:
-                fields = dict(zip(header, row, strict=False)) if header else _numbered(row)
+                if header and len(row) != len(header):
+                    quoting = "; a field that holds a comma needs quotes" if path.suffix == ".csv" else ""
+                    where = f"line {reader.line_num} of {path}"
+                    raise DataError(f"{where} has {len(row)} fields, and its header {len(header)}{quoting}.")
+                fields = dict(zip(header, row, strict=True)) if header else _numbered(row)
                 yield f"line {reader.line_num} of {path}", fields
     except csv.Error as error:
         raise DataError(f"line {reader.line_num} of {path} cannot be read: {error}.") from None
@@ -142,8 +160,13 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, str]]]:
             raise DataError(f"line {number} of {path} must be a JSON object, but is a {type(row).__name__}.")
         yield (
             f"line {number} of {path}",
-            {key: value if isinstance(value, str) else json.dumps(value) for key, value in row.items()},
+            {key: _as_text(value) for key, value in row.items()},
         )
+
+
+def _as_text(value: object) -> str:
+    """A value of JSON as a field of a table; null is an empty one."""
+    return value if isinstance(value, str) else "" if value is None else json.dumps(value)
 
 
 def _field(row: dict[str, str], column: str, where: str) -> str:
@@ -156,11 +179,25 @@ def _field(row: dict[str, str], column: str, where: str) -> str:
 def _split_of(row: dict[str, str], text: str, where: str) -> str:
     given = row.get("split")
     if given is None:
-        share = share_of(normalised(text) or text)
+        letters = "".join(letter for letter in text.casefold() if letter.isalnum())  # of any script
+        share = share_of(letters or text)
         return "test" if share < TEST_SHARE else "dev" if share < TEST_SHARE + DEV_SHARE else "train"
     if given not in ("train", "dev", "test"):
         raise DataError(f"{where}: split is {given!r}; it can be train, dev or test.")
     return given
+
+
+def _tell_of_known(splits: dict[str, list[Example]], path: Path) -> None:
+    """Say so where texts that are to be measured on stand among those that are learned from."""
+    learned = {example.text for example in splits["train"]}
+    for split in ("dev", "test"):
+        known = sum(example.text in learned for example in splits[split])
+        if known:
+            print(
+                f"minipeft: {known} of {len(splits[split])} {split} texts of {path} stand in train, too; what is "
+                "measured on them is memory.",
+                file=sys.stderr,
+            )
 
 
 def _labels(path: Path, splits: dict[str, list[Example]], kind: str, has_input: bool) -> tuple[str, ...]:
