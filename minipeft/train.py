@@ -159,9 +159,8 @@ def _gradients(run: TrainingState, loss_at: Losses, step: int) -> float:
             told = _first(error)
         if value is None and run.team.size > 1:  # the others wait for this process as it was
             raise OutOfMemory(f"there is not enough memory for step {step + 1} ({told}); lower --micro-batch.")
-        if value is None and not (
-            run.micro and run.micro.use_fewer()
-        ):  # here, where the failed step's tensors are gone
+        # Fewer rows are taken here, where the failed step's tensors are gone.
+        if value is None and not (run.micro and run.micro.use_fewer()):
             run.optimizer.zero_grad(set_to_none=True)
             raise OutOfMemory(
                 f"there is not enough memory for step {step + 1} even with one row at a time ({told}); `minipeft "
