@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from minipeft.attention import FixedMemory
-from minipeft.generate import Row, at_rest, begun, go_on, read
+from minipeft.generate import Row, begun, go_on, read
 from minipeft.gpt2 import GPT2
 from minipeft.sampling import Sampling, discouraged
 from minipeft.written import Written
@@ -72,17 +72,6 @@ def beam_search(
     sampling = samplings[0].rules
     if any(other.rules != sampling for other in samplings):
         raise ValueError("beam search takes one setting for all rows of a batch.")
-    with at_rest(model):
-        return _search(model, rows, sampling, prompt, memory)
-
-
-def _search(
-    model: GPT2,
-    rows: Sequence[Sequence[int]],
-    sampling: Sampling,
-    prompt: Float[Tensor, "1 P D"] | None,
-    memory: FixedMemory | None,
-) -> list[Row]:
     every = [Search(begun(model, ids, sampling)) for ids in rows]
     cache, logits = read(model, [search.row for search in every], prompt, memory)
     there, width = list(every), 1

@@ -100,8 +100,10 @@ def _written(
     if any(sampling.beams > 1 for sampling in samplings):
         from minipeft.beams import beam_search
 
-        return beam_search(model, rows, samplings, prompt=prompt, memory=memory)
-    *_, last = steps(model, rows, samplings, prompt=prompt, memory=memory, log_probabilities=log_probabilities)
+        with at_rest(model):
+            return beam_search(model, rows, samplings, prompt=prompt, memory=memory)
+    with at_rest(model):
+        *_, last = steps(model, rows, samplings, prompt=prompt, memory=memory, log_probabilities=log_probabilities)
     return last
 
 
@@ -120,10 +122,11 @@ def stream(
     samplings = of_each(sampling, len(rows))
     if any(own.beams > 1 for own in samplings):
         raise ValueError("beam search cannot be streamed: no token is sure before the end; use generate.")
-    for step, written in enumerate(steps(model, rows, samplings, prompt=prompt, memory=memory)):
-        tokens = [row.new[step] if step < len(row.new) else None for row in written]
-        if any(token is not None for token in tokens):
-            yield tokens
+    with at_rest(model):
+        for step, written in enumerate(steps(model, rows, samplings, prompt=prompt, memory=memory)):
+            tokens = [row.new[step] if step < len(row.new) else None for row in written]
+            if any(token is not None for token in tokens):
+                yield tokens
 
 
 def stream_text(
@@ -153,32 +156,7 @@ def steps(
     memory: FixedMemory | None = None,
     log_probabilities: bool = False,
 ) -> Iterator[list[Row]]:
-    """The rows after each token, until all have ended; those that have, leave the batch. Nothing is dropped out."""
-    with at_rest(model):
-        yield from _steps(model, rows, samplings, prompt, memory, log_probabilities)
-
-
-@contextmanager
-def at_rest(model: nn.Module) -> Iterator[None]:
-    """Within this every part of a model is as in evaluation; then those that were in training are so again."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def _steps(
-    model: GPT2,
-    rows: Sequence[Sequence[int]],
-    samplings: Sequence[Sampling],
-    prompt: Float[Tensor, "1 P D"] | None,
-    memory: FixedMemory | None,
-    log_probabilities: bool,
-) -> Iterator[list[Row]]:
+    """The rows after each token, until all have ended; those that have, leave the batch."""
     end_of_text = model.config.vocab_size - 1
     every = [begun(model, row, sampling) for row, sampling in zip(rows, samplings, strict=True)]
     cache, logits = read(model, every, prompt, memory)
@@ -201,6 +179,19 @@ def _steps(
             cache.select(staying)
             tokens, there = tokens[staying], [row for row in there if not row.ended]
         logits = go_on(model, tokens, cache)
+
+
+@contextmanager
+def at_rest(model: nn.Module) -> Iterator[None]:
+    """Within this every part of a model is as in evaluation; then those that were in training are so again."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def begun(model: GPT2, ids: Sequence[int], sampling: Sampling) -> Row:

@@ -260,8 +260,4 @@ def continued(model: GPT2, text: str, seed: int, tokens: int = 40) -> str:
     room = model.config.n_positions - len(model.tokenizer.encode(text))
     if room < 1:
         return text
-    was_training = model.training
-    sampling = Sampling(max_new_tokens=min(tokens, room), temperature=0.8, top_k=50, seed=seed)
-    written = generate(model.eval(), text, sampling)
-    model.train(was_training)
-    return written
+    return generate(model, text, Sampling(max_new_tokens=min(tokens, room), temperature=0.8, top_k=50, seed=seed))
