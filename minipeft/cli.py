@@ -80,9 +80,9 @@ def _end(name: str, message: str) -> NoReturn:
 
 def _of_torch(error: RuntimeError) -> str | None:
     """What PyTorch did not manage on this machine, as a person can mend it; None: something else went wrong."""
-    from minipeft.kernels.allocator import ran_out_of_memory
+    from minipeft.kernels.allocator import first_sentence, ran_out_of_memory
 
-    first = str(error).strip().split("\n")[0].split(". ")[0]
+    first = first_sentence(error)
     if ran_out_of_memory(error):
         return f"there is not enough memory ({first}); take fewer rows, shorter texts, or a smaller model or --dtype."
     if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from minipeft.batches import MicroBatches
 from minipeft.distributed import ALONE, SEEDS_APART, Team, own_part, whole
-from minipeft.kernels.allocator import keep_freed_memory, ran_out_of_memory
+from minipeft.kernels.allocator import first_sentence, keep_freed_memory, ran_out_of_memory
 from minipeft.progress import progress_bar
 from minipeft.train_config import TrainConfig
 from minipeft.training_state import TrainingState, TrainResult
@@ -85,7 +85,9 @@ def train(
         if run.is_whole and (isinstance(reason, KeyboardInterrupt) or (no_room and team.size == 1)):
             run.save()
         if no_room and not isinstance(reason, OutOfMemory):
-            raise OutOfMemory(f"there is not enough memory after step {run.result.step} ({_first(reason)}).") from None
+            raise OutOfMemory(
+                f"there is not enough memory after step {run.result.step} ({first_sentence(reason)})."
+            ) from None
         raise
     finally:
         torch.set_rng_state(random_state)
@@ -156,7 +158,7 @@ def _gradients(run: TrainingState, loss_at: Losses, step: int) -> float:
         except Exception as error:
             if not ran_out_of_memory(error):
                 raise
-            told = _first(error)
+            told = first_sentence(error)
         if value is None and run.team.size > 1:  # the others wait for this process as it was
             raise OutOfMemory(f"there is not enough memory for step {step + 1} ({told}); lower --micro-batch.")
         # Fewer rows are taken here, where the failed step's tensors are gone.
@@ -192,11 +194,6 @@ def _backward(loss: Tensor | Iterator[Tensor], scale: float) -> float:
         (part * scale if scale != 1.0 else part).backward()
         value += float(part.detach())
     return value
-
-
-def _first(error: BaseException) -> str:
-    """The first sentence of an error."""
-    return str(error).split(". ")[0]
 
 
 def _unscale(run: TrainingState) -> bool:

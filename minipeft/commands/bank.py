@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from minipeft.commands.console import plain_console
 from minipeft.commands.options import Model, load_model
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def show(folder: Folder, model: Model = "nano") -> None:
     table.add_column("bytes", justify="right")
     for one in held.list():
         table.add_row(one.task, one.method, str(one.length), f"{one.nbytes:,}")
-    Console(markup=False, emoji=False).print(table)
+    plain_console().print(table)
     _told(held, folder)
 
 
@@ -90,6 +90,6 @@ def _open(folder: Path, model: str, new: bool = False) -> "PromptBank":
 
 
 def _told(held: "PromptBank", folder: Path) -> None:
-    Console(markup=False, emoji=False).print(
+    plain_console().print(
         f"{folder} holds {len(held)} prompt{'s' * (len(held) != 1)}, {held.nbytes:,} bytes.", highlight=False
     )

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from minipeft.commands.console import plain_console
 from minipeft.commands.options import Data, Device, Input, Kind, Target, TaskName
 
 LABELS = ["zero_shot", "calibrated_prompt", "soft_prompt", "prefix", "lora", "full"]
@@ -141,6 +141,6 @@ def _listed(text: str) -> list[str]:
 
 
 def _show(paths: list[Path]) -> None:
-    console = Console(markup=False, emoji=False)
-    console.print(paths[0].read_text(encoding="utf-8"), highlight=False, markup=False, soft_wrap=True)
-    console.print("Written: " + ", ".join(str(path) for path in paths), highlight=False, markup=False, soft_wrap=True)
+    console = plain_console()
+    console.print(paths[0].read_text(encoding="utf-8"), highlight=False, soft_wrap=True)
+    console.print("Written: " + ", ".join(str(path) for path in paths), highlight=False, soft_wrap=True)

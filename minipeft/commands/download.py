@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
+
+from minipeft.commands.console import plain_console
 
 
 def download(
@@ -36,7 +37,7 @@ def download(
     from minipeft import downloads
 
     if list_all:
-        Console(markup=False, emoji=False).print(_table())
+        plain_console().print(_table())
         return
     if name not in downloads.PUBLIC:
         problem = "name a model" if name is None else f"{name!r} is no public GPT-2"

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from minipeft.commands.console import plain_console
 from minipeft.commands.options import (
     Adapter,
     Data,
@@ -124,7 +124,7 @@ def _labelled(
         table.add_column("method")
         table.add_column("loss", justify="right")
         table.add_row(tuned.method.name, f"{score.loss:.3f}")
-    Console(markup=False, emoji=False).print(table)
+    plain_console().print(table)
 
 
 def _zero_shot(
@@ -160,8 +160,8 @@ def _zero_shot(
     table.add_column("value", justify="right")
     for name, value in found.values.items():
         table.add_row(name, reference.shown(name, value))
-    console = Console(markup=False, emoji=False)
+    console = plain_console()
     console.print(table)
-    console.print(f"on {found.on}; protocol: {found.protocol}", markup=False, highlight=False)
+    console.print(f"on {found.on}; protocol: {found.protocol}", highlight=False)
     if fill is not None:
-        console.print(f"{reference.fill(fill, model, found)} values written into {fill}", markup=False, highlight=False)
+        console.print(f"{reference.fill(fill, model, found)} values written into {fill}", highlight=False)

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
+from minipeft.commands.console import plain_console
 from minipeft.commands.options import Model, load_model
 
 if TYPE_CHECKING:
@@ -65,9 +65,9 @@ def _checkpoint(name: str | Path, every: bool) -> None:
 
     load_gpt2(name)  # what is shown is a whole model, or the error says what is wrong with it
     weights = open_model(name)
-    console = Console(markup=False, emoji=False)
+    console = plain_console()
     for line in which_gpt2(weights):
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
+        console.print(line, soft_wrap=True, highlight=False)
     for table in checkpoint_tables(weights, every):
         console.print(table)
 
@@ -89,9 +89,9 @@ def _adapter(folder: Path, tuned: "Tuned", every: bool, text: str | None, plot: 
         lines.append(f"attention: {before_text} positions stand before a text that reads: {read}")
         if plot is not None:
             head_map(mass, finding(mass, tuned.method.name.replace("_", " ")), lines[-1], plot)
-    console = Console(markup=False, emoji=False)
+    console = plain_console()
     for line in lines:
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
+        console.print(line, soft_wrap=True, highlight=False)
     for table in tables:
         console.print(table)
 

@@ -5,8 +5,9 @@ import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
+
+from minipeft.commands.console import plain_console
 
 if TYPE_CHECKING:
     from minipeft.course.notebooks import Lesson
@@ -32,7 +33,7 @@ def lessons(
             raise FileNotFoundError(f"lesson {open_number} has no notebook in {here}; make it with: make lessons")
         os.chdir(here)
         os.execvp(sys.executable, [sys.executable, "-m", "jupyter", "lab", found[0].name])
-    Console(markup=False, emoji=False).print(_table(read_lessons(here / "src")))
+    plain_console().print(_table(read_lessons(here / "src")))
 
 
 def _table(found: "list[Lesson]") -> Table:

@@ -1,8 +1,8 @@
 """`minipeft methods`: what each method would train on a model, and what one more task would cost."""
 
-from rich.console import Console
 from rich.table import Table
 
+from minipeft.commands.console import plain_console
 from minipeft.commands.options import ModelShape, shape_of
 
 
@@ -32,4 +32,4 @@ def methods(model: ModelShape = "nano") -> None:
             continue
         share = f"{100 * found.trained / parameters:.3g} %"
         table.add_row(entry.call, entry.door, f"{found.trained:,}", share, size_told(found.size))
-    Console(markup=False, emoji=False).print(table)
+    plain_console().print(table)

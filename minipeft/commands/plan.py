@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
+from minipeft.commands.console import plain_console
 from minipeft.commands.method_options import Length, Reparam, Settings, choose_methods
 from minipeft.commands.options import Checkpointing, Dtype, ModelShape, shape_of
 
@@ -99,7 +99,7 @@ def plan(
             elif best.changed:
                 advice.append(f"{name} fits with {' '.join(best.changed)}: {size_told(best.needed)}.")
             show("")
-    console = Console(markup=False, emoji=False)
+    console = plain_console()
     console.print(table)
     console.print(
         "\n".join([*advice, ""] if advice else [])

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from minipeft.commands.console import plain_console
 from minipeft.commands.options import (
     Checkpointing,
     Compiled,
@@ -154,4 +154,4 @@ def pretrain(
     if team.is_writer:
         made = f"{model.num_parameters():,} parameters; the model, its report.json and training.png are in {out}."
         taken = read_json(out / REPORT_FILE)["steps"]
-        Console(markup=False, emoji=False).print(made + unfinished(taken, settings), highlight=False, soft_wrap=True)
+        plain_console().print(made + unfinished(taken, settings), highlight=False, soft_wrap=True)

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
+from minipeft.commands.console import plain_console
 from minipeft.commands.method_options import Length, Reparam, Settings, choose_methods
 from minipeft.commands.options import (
     Checkpointing,
@@ -139,7 +139,7 @@ def tune(
         except KeyboardInterrupt:
             stopped(out, team, overwrite)
     if team.is_writer:
-        Console(markup=False, emoji=False).print(
+        plain_console().print(
             f"{tuned.num_trainable():,} trained numbers, best at step {result.best_step} of {result.step}, "
             f"dev score {result.best_score:.4f}, {result.seconds:.0f} s. The adapter is in {out}."
             + unfinished(result.step, config),

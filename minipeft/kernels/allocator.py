@@ -37,6 +37,11 @@ def ran_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def first_sentence(error: BaseException) -> str:
+    """What an error of PyTorch says, without the advice behind it."""
+    return str(error).strip().split("\n")[0].split(". ")[0]
+
+
 def page_out(tensors: Iterable[Tensor]) -> None:
     """Let the system take back the memory of weights that are read from a file and not needed for now.
 
