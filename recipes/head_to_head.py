@@ -69,12 +69,13 @@ def unfit(report: Report) -> str:
     """Why a page of these rows would mislead; empty if it would not."""
     if missing := list(report.unfinished()):
         return missing[0]
-    finals = [row for part in report.study.parts for row in report.rows(part.name, FINAL)]
-    commits, machines = ({row[what] for row in finals} for what in ("commit", "machine"))
+    finals = {part.name: report.rows(part.name, FINAL) for part in report.study.parts}
+    commits = {row["commit"] for rows in finals.values() for row in rows}
     if len(commits) > 1 or any(commit.endswith("+") for commit in commits):
         return f"its final runs are of {', '.join(sorted(commits))}, and not of one commit."
-    if len(machines) > 1:
-        return f"its final runs are of {'; '.join(sorted(machines))}, so that their seconds do not compare."
+    for part, rows in finals.items():
+        if len(machines := {row["machine"] for row in rows}) > 1:
+            return f"the final runs of {part} are of {'; '.join(sorted(machines))}, so that they do not compare."
     return ""
 
 
@@ -114,6 +115,11 @@ def computed(report: Report) -> dict[str, Callable[..., str]]:
         means = {name: sum(own) / len(own) for name, own in found.items()}
         return dict(sorted(means.items(), key=lambda item: -item[1]))
 
+    def spent(one: Cell, what: str) -> float:
+        """A cost, seconds and memory as they are without neighbours."""
+        timed = report.timed(one) if what in ("seconds", "peak_bytes") else one
+        return math.nan if timed is None else timed.of(what)
+
     def goodness(one: Cell) -> float:
         return one.mean.value * (1 if MEASURES[one.measure][2] else -1)
 
@@ -124,7 +130,7 @@ def computed(report: Report) -> dict[str, Callable[..., str]]:
 
     def frontier(part: str, model: str, cost: str) -> str:
         """Contenders that no other equals by its mean at no more cost, cheapest first: cost and mean."""
-        means, costs = means_of(part, model, goodness), means_of(part, model, lambda one: one.of(cost))
+        means, costs = means_of(part, model, goodness), means_of(part, model, partial(spent, what=cost))
         told, best = [], -math.inf
         for name in sorted(means, key=lambda name: (costs[name], -means[name])):
             if means[name] > best:
@@ -138,8 +144,9 @@ def computed(report: Report) -> dict[str, Callable[..., str]]:
         for part in report.study.parts:
             own = report.rows(part.name)
             counts = [sum(row["stage"] == stage for row in own) for stage in (SWEEP, FINAL)]
-            rows.append([part.name, *map(str, counts), f"{sum(row['seconds_in_all'] for row in own) / 60:,.0f}"])
-        return table(["part", "trials", "final runs", "core minutes"], rows, right=3)
+            on = ", ".join(sorted({row["machine"].split(",")[0] for row in own}))
+            rows.append([part.name, on, *map(str, counts), f"{sum(row['seconds_in_all'] for row in own) / 60:,.0f}"])
+        return table(["part", "on", "trials", "final runs", "minutes"], rows, right=3)
 
     def total(what: str) -> str:
         rows = [row for part in report.study.parts for row in report.rows(part.name)]
@@ -148,7 +155,6 @@ def computed(report: Report) -> dict[str, Callable[..., str]]:
             "trials": sum(row["stage"] == SWEEP for row in rows),
             "finals": sum(row["stage"] == FINAL for row in rows),
             "diverged": sum(row["diverged"] is not None for row in rows),
-            "core_hours": sum(row["seconds_in_all"] for row in rows) / 3600,
         }
         return f"{counts[what]:,.0f}"
 
@@ -191,7 +197,7 @@ def computed(report: Report) -> dict[str, Callable[..., str]]:
         "starts": partial(pages.sweep_table, report),
         "paired": lambda part, model: pages.paired_table(report, part, PAIRS, model=model),
         "score": score,
-        "cost": lambda part, task, model, contender, what: f"{cell(part, task, model, contender).of(what):,.0f}",
+        "cost": lambda part, task, model, contender, what: f"{spent(cell(part, task, model, contender), what):,.0f}",
         "difference": difference,
         "rank": rank,
         "frontier": frontier,

@@ -78,12 +78,27 @@ def test_a_whole_study_of_one_commit_and_machine_may_be_written(whole: Report) -
     ("other", "sentence"),
     [
         ({"commit": "ffff"}, "its final runs are of 0123456789ab, ffff, and not of one commit."),
-        ({"machine": "two"}, "its final runs are of one; two, so that their seconds do not compare."),
+        ({"machine": "two"}, "the final runs of main are of one; two, so that they do not compare."),
     ],
 )
 def test_rows_of_different_code_or_machines_are_no_page(tmp_path: Path, other: dict[str, str], sentence: str) -> None:
     changed = [row | other if row is FINALS[7] else row for row in ROWS]
     assert head_to_head.unfit(report_of(changed, tmp_path)) == sentence
+
+
+def test_parts_may_be_of_machines_of_their_own(tmp_path: Path) -> None:
+    changed = [row | {"machine": "two"} if row.get("part") == "costs" else row for row in ROWS]
+    assert head_to_head.unfit(report_of(changed, tmp_path)) == ""
+
+
+def test_seconds_are_those_of_the_part_that_times(tmp_path: Path) -> None:
+    slow = [row | {"seconds": 70.0} if row.get("part") == "costs" else row for row in ROWS]
+    known = head_to_head.computed(report_of(slow, tmp_path))
+    assert known["cost"]("main", "movie", "nano", "prefix", "seconds") == "70"
+    assert known["frontier"]("main", "nano", "seconds").count("(70:") == 1
+    table = known["costs"]("main", "movie", "nano")
+    assert "| 70 |" in table
+    assert "| 50 |" not in table
 
 
 def test_an_unfinished_study_is_no_page(tmp_path: Path) -> None:

@@ -155,9 +155,10 @@ def _over_cost(report: "Report", part: Part, cost: str) -> Any:
     for (task, model), panel in panels.items():
         cells = report.cells(part.name, task=task, model=model)
         for cell in cells:
-            if cell.of(cost) > 0 and (cost != "bytes" or cell.of("kept") > 0):
+            timed = report.timed(cell) if cost == "seconds" else cell
+            if timed and timed.of(cost) > 0 and (cost != "bytes" or cell.of("kept") > 0):
                 handles[cell.contender] = panel.plot(
-                    cell.of(cost),
+                    timed.of(cost),
                     cell.mean.value,
                     markers[cell.contender],
                     color=colour_of(cell.contender),

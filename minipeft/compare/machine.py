@@ -16,7 +16,7 @@ class Meter:
 
     On a CPU the seconds are the processor's, of all cores, and the memory is the process's, with PyTorch, data and
     model in it, where it can be told (Linux). On CUDA the seconds are those that pass until the device has done its
-    work, and the memory is what PyTorch took there; without a GPU that is untried.
+    work, so that runs beside this one lengthen them, and the memory is what PyTorch took there.
     """
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
@@ -61,7 +61,8 @@ def commit() -> str:
 def machine(device: str) -> str:
     """What it ran on, in words: processor or GPU, PyTorch, threads."""
     if torch.device(device).type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, PyTorch {torch.__version__}"
+        products = ", TF32" if torch.get_float32_matmul_precision() != "highest" else ""
+        return f"{torch.cuda.get_device_name(device)}, PyTorch {torch.__version__}{products}"
     name = CPU_NAME or platform.processor() or platform.machine()
     threads = torch.get_num_threads()
     return f"{name}, PyTorch {torch.__version__}, {threads} thread{'s' * (threads != 1)}"

@@ -45,7 +45,8 @@ def cost_table(report: Report, part: str, task: str, model: str) -> str:
     head = ["method", "score", *costs]
     rows = []
     for cell in report.cells(part, task=task, model=model):
-        memory = cell.of("peak_bytes") - cell.of("bytes_before")
+        timed = report.timed(cell)
+        memory = timed.of("peak_bytes") - timed.of("bytes_before") if timed else 0.0
         rows.append(
             [
                 called(cell.contender),
@@ -53,7 +54,7 @@ def cost_table(report: Report, part: str, task: str, model: str) -> str:
                 f"{cell.of('trainable'):,.0f}",
                 f"{cell.of('kept'):,.0f}",
                 f"{cell.of('bytes'):,.0f}",
-                f"{cell.of('seconds'):.0f}",
+                f"{timed.of('seconds'):.0f}" if timed else "",
                 f"{memory / 1e6:,.0f}" if memory > 0 else "",
                 chosen(cell.rows[0]),
             ]

@@ -113,6 +113,14 @@ class Report:
             return own
         return dict.fromkeys(self.study.part(cell.part).seeds, next(iter(own.values())))
 
+    def timed(self, cell: Cell) -> Cell | None:
+        """The cell whose seconds and memory stand for those of `cell`: of the part that its part is timed by, if any;
+        None where that has no such run."""
+        if (timer := self.study.part(cell.part).timed_by) is None:
+            return cell
+        crossed = {name: getattr(cell, name) for name in CROSSED}
+        return next(iter(self.cells(timer, **crossed)), None)
+
     def over_models(self, task: str) -> dict[str, dict[str, Cell]]:
         """By contender and model: what was tested on a task at the usual size with all examples, in any part."""
         found: dict[str, dict[str, Cell]] = {}

@@ -53,7 +53,8 @@ class Part:
 
     examples: how many of the training examples are read (None: all). sizes: "length=20" or "numbers=15360", which
     settings of each contender are fitted to (None: its own). seeds: of the runs that see test; none, and the part is a
-    sweep alone. chosen_by: another part whose choices it takes over instead of sweeping again.
+    sweep alone. chosen_by: another part whose choices it takes over instead of sweeping again. timed_by: another part
+    whose seconds and memory stand for its own, as its runs disturb one another or a GPU hides what they take.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Part:
     sizes: tuple[str | None, ...] = (None,)
     seeds: tuple[int, ...] = (1, 2, 3)
     chosen_by: str | None = None
+    timed_by: str | None = None
     steps: int | None = None
     """Instead of the study's."""
 
@@ -157,6 +159,8 @@ class Study:
                 raise StudyError(f"part {part.name}: chosen_by is {part.chosen_by!r}, which is no part before it.")
             if part.chosen_by is not None:
                 part.check_chooser(self.part(part.chosen_by))
+            if part.timed_by is not None and part.timed_by not in names:
+                raise StudyError(f"part {part.name}: timed_by is {part.timed_by!r}, which is no part of the study.")
             if self.sweep_seed in part.seeds:
                 raise StudyError(f"part {part.name}: seed {self.sweep_seed} is the sweep's; finals need fresh ones.")
 
