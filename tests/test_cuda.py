@@ -112,7 +112,7 @@ def test_greedy_texts_are_those_of_the_cpu(method: Method | None) -> None:
         writer = attach(model, method) if method else model
         asked = ["The film was", "Once upon a time there was", "I"]
         how = mp.Sampling(max_new_tokens=12)
-        texts.append(writer.generate(asked, how) if method else generate(model, asked, how))
+        texts.append(writer.generate_with(asked, how) if method else generate(model, asked, how))
     assert texts[0] == texts[1]
 
 
