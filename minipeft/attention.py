@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from minipeft.kernels.machine import attention_type
 from minipeft.kernels.product_attention import by_products, product_attention
 from minipeft.kernels.single_query import single_query_attention
 
@@ -66,7 +67,7 @@ def fused_attention(
 
     On CUDA the mask of a prefix without padding is given as a bias by name, so that the flash kernel can serve it. On a
     CPU that kernel takes single queries one by one; where keys lie together, products for all of them are faster, and
-    so they are in bfloat16 on some processors.
+    so they are in bfloat16 on some processors. What is left to it there is computed in the type that it is fast in.
     """
     T, S = q.shape[-2], k.shape[-2]
     many_single = T == 1 and len(q) >= MANY_ROWS and k.is_contiguous() and not q.is_cuda
@@ -74,11 +75,13 @@ def fused_attention(
         return single_query_attention(q, k, v, mask)
     if mask is None and T == S and by_products(q, dropout):
         return product_attention(q, k, v, lower_right_mask(T, S, device=q.device)[0, 0])
+    kind = attention_type(q, q.requires_grad)
+    own, q, k, v = q.dtype, q.to(kind), k.to(kind), v.to(kind)
     if mask is None and T == S:  # both corners coincide, so the kernel's own causal mask is right
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True).to(own)
     if mask is None and T > 1:  # a single query sees every key and needs no mask
         mask = _named_mask(T, S) if q.is_cuda else lower_right_mask(T, S, device=q.device)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout).to(own)
 
 
 def _named_mask(T: int, S: int) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from minipeft.attention import FixedMemory, Rows
+from minipeft.attention import FixedMemory, Rows, lower_right_mask
 from minipeft.config import GPT2Config
 from minipeft.gpt2 import GPT2
 from minipeft.kernels.machine import as_it_is
@@ -172,14 +172,21 @@ def _step(model: GPT2, attachment: Attachment, work: Work) -> None:
     B, T = work.batch_size, work.length
     doors = attachment.doors()
     P = 0 if doors.prompt is None else doors.prompt.shape[1]
-    model.check_room(0 if doors.memory is None else doors.memory.length, P, T)
-    # One row of all texts, behind a prompt that they share: the model's own packing asks how long they are.
-    x = model.embed(torch.zeros(1, B * T, dtype=torch.long), torch.zeros(1, P + B * T, dtype=torch.long), doors.prompt)
-    split = work.on_cpu and can_split(x, 0.0) and not (P and isinstance(doors.memory, FixedMemory))
+    M = 0 if doors.memory is None else doors.memory.length
+    model.check_room(M, P, T)
     scored = torch.zeros(B * min(work.scored, T), dtype=torch.long)
-    hidden = model.through_blocks(x, Rows((T,) * B, P, split), doors.memory, scored)
+    mask: Tensor | Rows
+    if work.on_cpu:  # one row of all texts, behind a prompt that they share: see `GPT2._packing`
+        rows, length = 1, B * T
+        split = not (P and isinstance(doors.memory, FixedMemory))
+        mask = Rows((T,) * B, P, split and can_split(torch.empty(1), 0.0))
+    else:  # texts below one another, padding and all
+        rows, length = B, T
+        mask = lower_right_mask(P + T, M + P + T, torch.ones(B, M + P + T, dtype=torch.bool))
+    tokens, positions = (torch.zeros(rows, size, dtype=torch.long) for size in (length, P + length))
+    hidden = model.through_blocks(model.embed(tokens, positions, doors.prompt), mask, doors.memory, scored)
     picked = model.ln_f(hidden)[0]
-    del x, hidden
+    del hidden
     model.label_loss(picked, model.head, scored, 0.0).backward()
 
 

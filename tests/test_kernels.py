@@ -340,14 +340,17 @@ def test_attention_by_products_is_for_training_where_it_is_faster(monkeypatch: p
         fused_attention(q, k, v, **options)
 
     monkeypatch.setattr(product_attention, "QUICK_IN_BFLOAT16", True)
-    monkeypatch.setattr(product_attention, "HAS_AMX", False)
+    monkeypatch.setattr(product_attention, "FEWEST_SHARES", 50)  # 2 heads of 5 queries with 5 keys
     attend()
     assert len(asked) == 1
     attend(torch.float32)
     attend(grad=False)
     attend(dropout=0.1)
     attend(mask=lower_right_mask(5, 5))
-    monkeypatch.setattr(product_attention, "HAS_AMX", True)
+    monkeypatch.setattr(product_attention, "FEWEST_SHARES", 51)
+    attend()
+    monkeypatch.setattr(product_attention, "FEWEST_SHARES", 50)
+    monkeypatch.setattr(product_attention, "QUICK_IN_BFLOAT16", False)
     attend()
     assert len(asked) == 1
 

@@ -1,11 +1,12 @@
 """Causal attention by matrix products, forward and backward, a block of queries at a time.
 
-For training in bfloat16 on a CPU that multiplies it quickly but has no AMX: there PyTorch's flash kernel runs at a
-seventh of the processor's peak, and products of a block's queries with all keys up to its last at more than half.
-Kept for the gradient are queries, keys and values alone; the shares are computed again.
+For training in bfloat16 on a CPU that multiplies it quickly: there PyTorch's flash kernel runs at a seventh of the
+processor's peak (its backward pass, where there is AMX), and products of a block's queries with all keys up to its last
+at more than half. Kept for the gradient are queries, keys and values alone; the shares are computed again.
 
 Forward and backward, two cores of an AMD EPYC (Zen 4), against the flash kernel: 16 texts of 256 tokens, 8 heads 0.58
-of the time; 4 of 1,024, 12 heads 0.79; 16 of 128, 4 heads 0.44. Scores are rounded to bfloat16, as those of explicit
+of the time; 4 of 1,024, 12 heads 0.79; 16 of 128, 4 heads 0.44. Two cores of an Intel Xeon with AMX: 0.59, 0.67, 0.33.
+Scores are rounded to bfloat16, as those of explicit
 attention are, so results are 3.3e-3 off in the mean and not 1.9e-3, gradients 4.0e-3 and not 3.3e-3. In fp32 it is no
 faster.
 Source: Vaswani et al. 2017, eq. 1; Dao et al. 2022, §3.1 (shares that are not kept).
@@ -20,18 +21,21 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from minipeft.kernels.machine import HAS_AMX, QUICK_IN_BFLOAT16
+from minipeft.kernels.machine import QUICK_IN_BFLOAT16
 
 BLOCK = 128
 """Queries at a time: products of fewer are slower, and with more of them more is computed that causality hides."""
+FEWEST_SHARES = 1 << 17
+"""Below, PyTorch's kernel in fp32 is as fast."""
 MOST_SHARES = 1 << 23
 """Shares at a time; of rows there are as many in a product as that allows."""
 
 
 def by_products(q: Float[Tensor, "B H T Dh"], dropout: float) -> bool:
     """Whether this way is the faster one: while training, on such a CPU; not in what PyTorch's compiler makes."""
-    quick = q.dtype == torch.bfloat16 and q.device.type == "cpu" and QUICK_IN_BFLOAT16 and not HAS_AMX
-    return quick and q.requires_grad and dropout == 0.0 and not torch.compiler.is_compiling()
+    quick = q.dtype == torch.bfloat16 and q.device.type == "cpu" and QUICK_IN_BFLOAT16
+    many = q[..., 0].numel() * q.shape[2] >= FEWEST_SHARES
+    return quick and many and q.requires_grad and dropout == 0.0 and not torch.compiler.is_compiling()
 
 
 def product_attention(

@@ -55,7 +55,7 @@ class _SplitAttention(torch.autograd.Function):
         keys: Tensor | None,
         values: Tensor | None,
     ) -> Tensor:
-        kind = attention_type(qkv)
+        kind = attention_type(qkv, any(ctx.needs_input_grad))
         q, k, v = _heads(qkv.to(kind), heads, 3)
         out = torch.empty_like(q.transpose(1, 2)).transpose(1, 2)  # [1, H, N, Dh], stored token by token
         lse = qkv.new_empty(q.shape[:3], dtype=torch.float32)
@@ -80,7 +80,7 @@ class _SplitAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_joined: Tensor) -> tuple[Tensor | None, ...]:
         qkv, keys, values, joined, lse = ctx.saved_tensors
-        kind, shared = attention_type(qkv), ctx.shared
+        kind, shared = attention_type(qkv, True), ctx.shared
         q, k, v = _heads(qkv.to(kind), ctx.heads, 3)
         out, d_out = (_heads(tensor.to(kind), ctx.heads, 1)[0] for tensor in (joined, d_joined))
         d_qkv = torch.empty_like(qkv, dtype=kind)
