@@ -108,10 +108,11 @@ def computed(report: Report) -> dict[str, Callable[..., str]]:
         return f"{found.value:+.1f} ± {found.half:.1f}"
 
     def means_of(part: str, model: str, what: Callable[[Cell], float]) -> dict[str, float]:
-        """The mean over tasks of something of each contender, most first."""
+        """The mean over tasks, those where it is known, of something of each contender, most first."""
         found: dict[str, list[float]] = {}
         for one in report.cells(part, model=model):
-            found.setdefault(one.contender, []).append(what(one))
+            if not math.isnan(value := what(one)):
+                found.setdefault(one.contender, []).append(value)
         means = {name: sum(own) / len(own) for name, own in found.items()}
         return dict(sorted(means.items(), key=lambda item: -item[1]))
 

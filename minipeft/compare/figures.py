@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -149,6 +150,9 @@ def _dots(panel: Any, cell: "Cell", place: int) -> None:
 
 def _over_cost(report: "Report", part: Part, cost: str) -> Any:
     """Quality over what one more task costs: a row of panels for each model, a marker for each contender."""
+    if cost == "seconds" and part.timed_by:
+        timed_tasks = report.study.part(part.timed_by).tasks
+        part = replace(part, tasks=tuple(task for task in part.tasks if task in timed_tasks))
     figure, panels = _grid(part, width=3.0)
     handles: dict[str, Any] = {}
     markers = dict(zip(part.contenders, MARKERS * 3, strict=False))

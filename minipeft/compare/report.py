@@ -86,7 +86,7 @@ class Report:
     def cells(self, part: str, **wanted: Any) -> list[Cell]:
         """The cells of a part that have been tested, in the order of the study, those with the `wanted` values."""
         found: dict[tuple[Any, ...], list[Row]] = {}
-        for row in self.rows(part, FINAL):
+        for row in (*self.rows(part, FINAL), *self._borrowed(part)):
             if all(row[name] == value for name, value in wanted.items()):
                 found.setdefault(tuple(row[name] for name in CROSSED), []).append(row)
         cells = []
@@ -97,6 +97,15 @@ class Report:
                 measure = self.measure(part, of["task"])
                 cells.append(Cell(part, **of, measure=measure, rows=whole, diverged=len(rows) - len(whole)))
         return cells
+
+    def _borrowed(self, name: str) -> list[Row]:
+        """What another part tested of this one's curve over examples: see `Study.is_borrowed`."""
+        part = self.study.part(name)
+        if part.chosen_by is None or None not in part.examples or not self.study.is_borrowed(part, None):
+            return []
+        wanted = {"task": part.tasks, "model": part.models, "contender": part.contenders}
+        rows = self.rows(part.chosen_by, FINAL)
+        return [row for row in rows if row["seed"] in part.seeds and all(row[one] in of for one, of in wanted.items())]
 
     def measure(self, part: str, task: str) -> str:
         """By what contenders on a task are judged: the first of `JUDGED_BY` that all of their tests have."""

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from jaxtyping import Bool
 from torch import Tensor
 
-from minipeft.compare.study import Group, Part, Run, Study, StudyError, crossed
+from minipeft.compare.study import Group, Part, Run, Study, StudyError
 
 RESULTS_FILE = "results.jsonl"
 Row = dict[str, Any]
@@ -51,7 +51,7 @@ class Results:
         """How many runs of a part have no row; before its choice is made, every one that is to see test."""
         sweep = sum(study.key(run) not in self.rows for run in study.sweep(part))
         if not self.is_closed(study, part):
-            return sweep + sum(len(study.seeds_of(part, task, name)) for task, _, name, _, _ in crossed(part))
+            return sweep + sum(len(study.seeds_of(part, task, name)) for task, _, name, _, _ in study.tested(part))
         finals = study.finals(part, self.choices(study, part))
         return sweep + sum(study.key(run) not in self.rows for run in finals)
 

@@ -53,8 +53,9 @@ class Part:
 
     examples: how many of the training examples are read (None: all). sizes: "length=20" or "numbers=15360", which
     settings of each contender are fitted to (None: its own). seeds: of the runs that see test; none, and the part is a
-    sweep alone. chosen_by: another part whose choices it takes over instead of sweeping again. timed_by: another part
-    whose seconds and memory stand for its own, as its runs disturb one another or a GPU hides what they take.
+    sweep alone. chosen_by: another part whose choices it takes over instead of sweeping again, and what that tested
+    with all examples where its own are several amounts. timed_by: another part whose seconds and memory stand for its
+    own, as its runs disturb one another or a GPU hides what they take.
     """
 
     name: str
@@ -193,12 +194,20 @@ class Study:
 
     def finals(self, part: Part, chosen: Mapping[Group, int]) -> Iterator[Run]:
         """The runs of a part that see test, with the trials that were chosen."""
-        for task, model, name, examples, size in crossed(part):
+        for task, model, name, examples, size in self.tested(part):
             bare = not self.contenders[name].trials
             trial = 0 if bare else chosen.get(self.chooser(part, task, model, name, examples, size))
             for seed in self.seeds_of(part, task, name):
                 if trial is not None:
                     yield Run(FINAL, part.name, task, model, name, examples, size, seed, trial)
+
+    def tested(self, part: Part) -> Iterator[tuple[str, str, str, int | None, str | None]]:
+        """Task, model, contender, examples and size of all that a part tests itself; see `is_borrowed`."""
+        yield from (one for one in crossed(part) if not self.is_borrowed(part, one[3]))
+
+    def is_borrowed(self, part: Part, examples: int | None) -> bool:
+        """Whether the end of a part's curve over examples, all of them, is what its chooser tested already."""
+        return part.chosen_by is not None and len(part.examples) > 1 and examples is None
 
     def seeds_of(self, part: Part, task: str, contender: str) -> tuple[int, ...]:
         """With which seeds a contender is tested: an untrained one with the first, but where its texts are drawn."""
