@@ -66,9 +66,13 @@ def main() -> None:
 
 
 def unfit(report: Report) -> str:
-    """Why a page of these rows would mislead; empty if it would not."""
-    if missing := list(report.unfinished()):
-        return missing[0]
+    """Why a page of these rows would mislead; empty if it would not. What is not tested yet the page says itself."""
+    if report.study.parts[0].name in waiting(report):
+        return "nothing was tested yet."
+    missing = {name: count for name, count in report.missing.items() if count and name not in waiting(report)}
+    if missing:
+        name, count = next(iter(missing.items()))
+        return f"{name}: {count} runs are not done yet."
     finals = {part.name: report.rows(part.name, FINAL) for part in report.study.parts}
     commits = {row["commit"] for rows in finals.values() for row in rows}
     if len(commits) > 1 or any(commit.endswith("+") for commit in commits):
@@ -77,6 +81,11 @@ def unfit(report: Report) -> str:
         if len(machines := {row["machine"] for row in rows}) > 1:
             return f"the final runs of {part} are of {'; '.join(sorted(machines))}, so that they do not compare."
     return ""
+
+
+def waiting(report: Report) -> list[str]:
+    """Parts that are in the protocol, and of which no run has seen test."""
+    return [part.name for part in report.study.parts if part.seeds and not report.rows(part.name, FINAL)]
 
 
 def written(words: str, report: Report) -> str:
@@ -142,7 +151,7 @@ def computed(report: Report) -> dict[str, Callable[..., str]]:
     def parts() -> str:
         """What each part took."""
         rows = []
-        for part in report.study.parts:
+        for part in (part for part in report.study.parts if part.name not in waiting(report)):
             own = report.rows(part.name)
             counts = [sum(row["stage"] == stage for row in own) for stage in (SWEEP, FINAL)]
             on = ", ".join(sorted({row["machine"].split(",")[0] for row in own}))
@@ -150,7 +159,9 @@ def computed(report: Report) -> dict[str, Callable[..., str]]:
         return table(["part", "on", "trials", "final runs", "minutes"], rows, right=3)
 
     def total(what: str) -> str:
-        rows = [row for part in report.study.parts for row in report.rows(part.name)]
+        rows = [
+            row for part in report.study.parts if part.name not in waiting(report) for row in report.rows(part.name)
+        ]
         counts = {
             "runs": len(rows),
             "trials": sum(row["stage"] == SWEEP for row in rows),
@@ -203,6 +214,7 @@ def computed(report: Report) -> dict[str, Callable[..., str]]:
         "rank": rank,
         "frontier": frontier,
         "parts": parts,
+        "waiting": lambda: ", ".join(waiting(report)) or "none",
         "total": total,
     }
 

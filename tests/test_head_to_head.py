@@ -106,6 +106,17 @@ def test_an_unfinished_study_is_no_page(tmp_path: Path) -> None:
     assert head_to_head.unfit(report_of(cut, tmp_path)) == "micro: 5 runs are not done yet."
 
 
+def test_parts_without_a_test_are_told_and_the_rest_is_a_page(tmp_path: Path) -> None:
+    begun = [row for row in ROWS if (row.get("stage"), row.get("part")) != ("final", "e2e")]
+    report = report_of(begun, tmp_path)
+    assert head_to_head.unfit(report) == ""
+    assert head_to_head.computed(report)["waiting"]() == "e2e"
+    assert "e2e" not in head_to_head.computed(report)["parts"]()
+    none = tmp_path / "none"
+    none.mkdir()
+    assert head_to_head.unfit(report_of([], none)) == "nothing was tested yet."
+
+
 def test_whatever_a_page_can_ask_for_is_computed(whole: Report) -> None:
     known = head_to_head.computed(whole)
     arguments = {
@@ -126,6 +137,7 @@ def test_whatever_a_page_can_ask_for_is_computed(whole: Report) -> None:
         "frontier": ["main", "nano", "seconds"],
         "parts": [],
         "total": ["runs"],
+        "waiting": [],
     }
     assert arguments.keys() == known.keys()
     told = {name: known[name](*own) for name, own in arguments.items()}

@@ -77,7 +77,8 @@ class Report:
         self.study = study
         self._found = {part.name: list(results.of(study, part)) for part in study.parts}
         """Of each part its runs with their rows."""
-        self._missing = {part.name: results.missing(study, part) for part in study.parts}
+        self.missing = {part.name: results.missing(study, part) for part in study.parts}
+        """How many runs of each part are not done."""
 
     def rows(self, part: str, stage: str | None = None) -> list[Row]:
         """The rows of a part, of one stage or both."""
@@ -189,6 +190,6 @@ class Report:
 
     def unfinished(self) -> Iterator[str]:
         """A line for each part that is not whole."""
-        for name, missing in self._missing.items():
+        for name, missing in self.missing.items():
             if missing:
                 yield f"{name}: {missing} runs are not done yet."
