@@ -148,6 +148,31 @@ def computed(report: Report) -> dict[str, Callable[..., str]]:
                 best = means[name]
         return ", ".join(told)
 
+    def edges(part: str, end: str) -> str:
+        """Contenders for which dev chose the "highest" or "lowest" rate on offer, how often, of how many choices."""
+        pick = {"highest": max, "lowest": min}[end]
+        found: dict[str, list[bool]] = {}
+        for one in report.cells(part):
+            if trials := report.study.contenders[one.contender].trials:
+                rates = [trial["lr"] for trial in trials]
+                found.setdefault(one.contender, []).append(rates[one.rows[0]["trial"]] == pick(rates))
+        return ", ".join(f"{called(name)} ({sum(own)} of {len(own)})" for name, own in found.items() if any(own))
+
+    def gap(task: str, contender: str, best: str) -> str:
+        """How far behind another contender one is, from model to model."""
+        ours, theirs = (report.over_models(task)[name] for name in (contender, best))
+        gaps = [report.behind(ours[model], theirs[model]) for model in ours if model in theirs]
+        return " → ".join(f"{one.value:.1f}" for one in gaps if one is not None)
+
+    def apart(part: str, other: str) -> str:
+        """How far from each other the scores are that one setting and seed came to in two parts, in points."""
+        found = []
+        for one in report.cells(other):
+            for again in report.cells(part, task=one.task, model=one.model, contender=one.contender):
+                both = report.by_seed(again), report.by_seed(one)
+                found += [abs(both[0][seed] - both[1][seed]) for seed in both[0].keys() & both[1].keys()]
+        return f"{sum(found) / len(found):.1f} points in the mean, {max(found):.1f} at most"
+
     def parts() -> str:
         """What each part took."""
         rows = []
@@ -213,6 +238,9 @@ def computed(report: Report) -> dict[str, Callable[..., str]]:
         "difference": difference,
         "rank": rank,
         "frontier": frontier,
+        "gap": gap,
+        "apart": apart,
+        "edges": edges,
         "parts": parts,
         "waiting": lambda: ", ".join(waiting(report)) or "none",
         "total": total,
