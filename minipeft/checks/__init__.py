@@ -12,6 +12,7 @@ from minipeft.checks import (
     lesson_09,
     lesson_10,
     lesson_11,
+    lesson_12,
     lesson_13,
     lesson_14,
 )
@@ -34,6 +35,8 @@ _ALL = (
     lesson_10.SERVE,
     lesson_11.GATED_SUM,
     lesson_11.SHARES,
+    lesson_12.UNFAIR,
+    lesson_12.MATCHED,
     lesson_13.MERGE,
     lesson_13.GATED,
     lesson_14.BORDER,

@@ -1,0 +1,78 @@
+"""Figures of the lesson that compares methods; see `minipeft.course.figures`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from minipeft.course.figures import show
+from minipeft.plots import GREY
+
+Scores = Mapping[str, tuple[float, float]]
+"""By method: the mean over seeds, and half of its 95 % interval."""
+
+
+def scores_over_costs(
+    scores: Scores,
+    costs: Mapping[str, Mapping[str, float]],
+    line: tuple[str, float],
+    title: str,
+    y_name: str,
+) -> None:
+    """A panel for each kind of cost, on a scale on which every mark is ten times the one before; one point a method.
+
+    Bars are 95 % intervals over seeds; `line` is what costs nothing. A method without a cost is left out there.
+    """
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, len(costs), figsize=(9, 5.4), sharey=True, layout="constrained", squeeze=False)
+    styles = {name: _style(name, place) for place, name in enumerate(scores)}
+    handles: dict[str, Any] = {}
+    for axes, (what, of) in zip(panels[0], costs.items(), strict=True):
+        for name, (mean, half) in scores.items():
+            if name in of:
+                handles[name] = axes.errorbar(of[name], mean, yerr=half, **styles[name])
+        axes.axhline(line[1], color=GREY, linestyle=":", linewidth=1)
+        axes.set_xscale("log")
+        axes.set_xlabel(what, fontsize=10)
+        axes.grid(color="#dddddd", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0][0].set_ylabel(y_name, fontsize=10)
+    panels[0][0].annotate(
+        line[0], (0.98, line[1]), (0, -4), xycoords=("axes fraction", "data"), textcoords="offset points",
+        ha="right", va="top", fontsize=9, color=GREY,
+    )  # fmt: skip
+    names = [name for name in scores if name in handles]
+    figure.legend(
+        [handles[name] for name in names], names, loc="outside lower center", ncols=4, fontsize=9, frameon=False
+    )
+    figure.suptitle(title, fontsize=12, x=0.01, ha="left")
+    pyplot.show()
+
+
+def scores_over_models(scores: Mapping[str, Scores], models: Sequence[str], title: str, y_name: str) -> None:
+    """A line for each method from model to model, named at its end; bars are 95 % intervals over seeds."""
+    from matplotlib import pyplot
+
+    _, axes = pyplot.subplots(figsize=(9, 3.8), layout="constrained")
+    shifts = [0.03 * (place - (len(scores) - 1) / 2) for place in range(len(scores))]  # so that no bar hides another
+    for place, (name, found) in enumerate(scores.items()):
+        means, halves = ([found[model][which] for model in models] for which in (0, 1))
+        style = {**_style(name, place), "linestyle": "-"}
+        axes.errorbar([at + shifts[place] for at in range(len(models))], means, yerr=halves, **style)
+        axes.annotate(
+            name, (len(models) - 1, means[-1]), (16, 0), textcoords="offset points", color=style["color"], va="center"
+        )
+    axes.set_xticks(range(len(models)), models, fontsize=10)
+    axes.set_xlim(-0.15, len(models) - 0.3)
+    axes.set_ylabel(y_name, fontsize=10)
+    show(axes, title, "")
+
+
+def _style(name: str, place: int) -> dict[str, Any]:
+    """Colour by the door a method comes in by, marker by its place."""
+    from minipeft.compare.figures import MARKERS, colour_of
+    from minipeft.compare.tables import NAMES
+
+    contender = next((key for key, told in NAMES.items() if told == name), name.replace(" ", "_"))
+    marker, colour = MARKERS[place % len(MARKERS)], colour_of(contender)
+    return {"fmt": marker, "color": colour, "markersize": 7, "linewidth": 1.5, "elinewidth": 1.2, "capsize": 2.5}
