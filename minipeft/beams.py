@@ -108,7 +108,7 @@ def _branch(model: GPT2, search: Search, scored: Float[Tensor, "W V"]) -> None:
         if score == -math.inf or len(going) == sampling.beams:
             break
         noted = (*before.log_probabilities, float(own[parent, token]))
-        if token == model.config.vocab_size - 1:
+        if token == model.config.end_of_text:
             if rank < sampling.beams:
                 search.end(Beginning(before.tokens, noted, score), len(noted))
             continue

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+GPT2_TOKENS, PADDED = 50_257, 128
+"""GPT-2's vocabulary, and to the next multiple of what others fill it up with rows that stand for nothing: nanoGPT and
+llm.c have 50,304, which a GPU multiplies faster."""
 LARGEST = 10_000_000
 """No number of a model's shape is larger; beyond it, sizes in bytes would overflow."""
 
@@ -43,6 +46,16 @@ class GPT2Config:
     def head_size(self) -> int:
         """Dh, the width of one head."""
         return self.n_embd // self.n_head
+
+    @property
+    def tokens(self) -> int:
+        """How many rows of the vocabulary are tokens; the last of them is `<|endoftext|>`."""
+        return GPT2_TOKENS if GPT2_TOKENS < self.vocab_size <= -(-GPT2_TOKENS // PADDED) * PADDED else self.vocab_size
+
+    @property
+    def end_of_text(self) -> int:
+        """The id of `<|endoftext|>`."""
+        return self.tokens - 1
 
     def num_parameters(self) -> int:
         """How many numbers a model of this shape has, counted without making it; a tied head counts once."""

@@ -157,7 +157,7 @@ def steps(
     log_probabilities: bool = False,
 ) -> Iterator[list[Row]]:
     """The rows after each token, until all have ended; those that have, leave the batch."""
-    end_of_text = model.config.vocab_size - 1
+    end_of_text = model.config.end_of_text
     every = [begun(model, row, sampling) for row, sampling in zip(rows, samplings, strict=True)]
     cache, logits = read(model, every, prompt, memory)
     there = list(every)
@@ -209,7 +209,7 @@ def read(
     Raises ValueError, before any compute, if there are not enough positions for a row.
     """
     ids = [row.prompt for row in rows]
-    tokens, real = left_padded(ids, model.config.vocab_size - 1, model.device)
+    tokens, real = left_padded(ids, model.config.end_of_text, model.device)
     P = 0 if prompt is None else prompt.shape[1]
     slots = 0 if memory is None else memory.length
     before = [slots] * len(rows) if memory is None or memory.real is None else memory.real.sum(dim=1).tolist()
@@ -229,15 +229,17 @@ def read(
     last[:, -1] = True
     padding = None if bool(real.all()) else real
     hidden = model.hidden(tokens, padding, prompt=prompt, memory=cache, only=last)
-    return cache, model.logits(hidden).float().cpu()
+    return cache, model.logits(hidden)[:, : model.config.tokens].float().cpu()
 
 
 @torch.no_grad()
 def go_on(model: GPT2, tokens: Int[Tensor, "B 1"], cache: KVCache) -> Float[Tensor, "B V"]:
     """Read one more token of each row; the logits of the next."""
     if model.step is not None or all_slots_pay(cache):
-        return go_on_over_slots(model.step or plain_step(model), tokens, cache, model.config.n_positions - 1)
-    return model.logits(model.hidden(tokens, memory=cache)[:, -1]).float().cpu()
+        logits = go_on_over_slots(model.step or plain_step(model), tokens, cache, model.config.n_positions - 1)
+    else:
+        logits = model.logits(model.hidden(tokens, memory=cache)[:, -1]).float().cpu()
+    return logits[:, : model.config.tokens]
 
 
 def _chosen(logits: Float[Tensor, "B V"], rows: Sequence[Row]) -> list[int]:
@@ -301,16 +303,16 @@ def _rows(model: GPT2, prompts: Any, attention_mask: Tensor | None = None) -> li
         rows = [list(row) for row in prompts]
     if not rows or not all(rows):
         raise ValueError("there is nothing to continue: a prompt is empty.")
-    outside = [token for row in rows for token in row if not 0 <= token < model.config.vocab_size]
+    outside = [token for row in rows for token in row if not 0 <= token < model.config.tokens]
     if outside:
-        raise ValueError(f"token id {outside[0]} is outside this model's vocabulary of {model.config.vocab_size:,}.")
+        raise ValueError(f"token id {outside[0]} is outside this model's vocabulary of {model.config.tokens:,}.")
     return rows
 
 
 def _as_given(model: GPT2, prompts: Prompts, written: list[Row]) -> Prompts:
     if isinstance(prompts, Tensor):
         T = max(len(row.new) for row in written)
-        ends = [row.new + [model.config.vocab_size - 1] * (T - len(row.new)) for row in written]
+        ends = [row.new + [model.config.end_of_text] * (T - len(row.new)) for row in written]
         table = prompts if prompts.dim() == 2 else prompts[None]
         return torch.cat([table, torch.tensor(ends, dtype=table.dtype, device=table.device).view(len(ends), T)], dim=1)
     if isinstance(prompts, str):

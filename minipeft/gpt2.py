@@ -277,7 +277,7 @@ class GPT2(Computing):
     @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer this model was trained with. Raises ValueError if its vocabulary is none of GPT-2's."""
-        return Tokenizer.for_vocab_size(self.config.vocab_size)
+        return Tokenizer.for_vocab_size(self.config.tokens)
 
     @property
     def device(self) -> torch.device:

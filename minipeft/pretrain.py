@@ -87,7 +87,7 @@ def tokens_of(files: Sequence[str | Path], how: PretrainConfig, folder: Path, ov
     Raises ValueError if that one's are of another vocabulary or hold out another part than was asked for, and what
     `prepare_tokens` and `TokenFiles.open` raise.
     """
-    tokenizer = Tokenizer.for_vocab_size(how.model.vocab_size)
+    tokenizer = Tokenizer.for_vocab_size(how.model.tokens)
     if len(files) != 1 or not is_prepared(files[0]):
         percent = HELD_OUT_PERCENT if how.held_out is None else how.held_out
         return prepare_tokens(files, tokenizer, folder, percent, overwrite=overwrite)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from minipeft import GPT2, Sampling, generate
+from minipeft import GPT2, GPT2Config, Sampling, generate
 from minipeft.generate import stream
 from minipeft.sampling import choose
 from tests.models import TINY, random_model, random_tokens
@@ -287,3 +287,27 @@ def test_tokens_come_one_step_at_a_time() -> None:
     )
     first = next(stream(model, rows, Sampling(6)))  # before the rest is computed
     assert first == steps[0]
+
+
+@pytest.mark.parametrize("how", [{}, {"temperature": 1.0}, {"beams": 2}, {"repetition_penalty": 1.3}])
+def test_rows_that_fill_up_a_vocabulary_are_never_written(how: dict[str, Any]) -> None:
+    """As in nanoGPT's models, whose 50,304 rows are GPT-2's 50,257 tokens and 47 that stand for nothing."""
+    config = GPT2Config(n_layer=1, n_head=2, n_embd=8, n_positions=32, vocab_size=50_304, tied=False)
+    assert (config.end_of_text, config.tokens) == (50_256, 50_257)
+    model = GPT2(config, seed=0).eval()
+    assert model.lm_head is not None
+    with torch.no_grad():
+        model.lm_head.weight[50_257:] *= 1_000
+        best = model(torch.tensor([[1, 2, 3]]))[0, -1].argmax()
+    assert best > 50_256  # such a row is the likeliest
+    text = generate(model, "To be", Sampling(max_new_tokens=8, **how))
+    assert text.startswith("To be")
+    written = generate(model, [[1, 2, 3], [4]], Sampling(max_new_tokens=8, **how))
+    assert max(token for row in written for token in row) < 50_257
+    with pytest.raises(ValueError, match="token id 50300 is outside this model's vocabulary of 50,257"):
+        generate(model, [50_300], Sampling(max_new_tokens=1))
+
+
+def test_the_end_of_text_is_the_last_token_of_other_vocabularies() -> None:
+    for size in (257, 8_257, 50_257, 50_305, 60_000):
+        assert GPT2Config(vocab_size=size).end_of_text == size - 1

@@ -156,9 +156,9 @@ check("12a", by_rows)
 # %% [markdown]
 # ## The table
 #
-# Movie reviews, nano: the mean of three seeds, with an interval for other seeds. Over the numbers that a method keeps for the task,
-# which times four are its bytes, and over the core seconds that a run takes; the dotted line is the best of ten hard
-# prompts, calibrated, which costs nothing.
+# Movie reviews, nano: the mean of three seeds, with an interval for other seeds. Over the numbers that a method keeps
+# for the task, which times four are its bytes, and over the core seconds that a run takes; the dotted line is the best
+# of ten hard prompts, calibrated, which costs nothing.
 
 # %% tags=["figure"]
 cells = {called(cell.contender): cell for cell in report.cells("main", task="movie", model="nano")}

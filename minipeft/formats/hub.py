@@ -91,7 +91,7 @@ def config_json(config: GPT2Config, dtype: torch.dtype = torch.float32) -> dict[
     written["activation_function"] = next(name for name, gelu in GELU.items() if gelu == config.gelu)
     written["tie_word_embeddings"] = config.tied
     written |= {f"{part}_pdrop": config.dropout for part in ("attn", "embd", "resid")}
-    written |= dict.fromkeys(("bos_token_id", "eos_token_id"), config.vocab_size - 1)
+    written |= dict.fromkeys(("bos_token_id", "eos_token_id"), config.end_of_text)
     return written | {"dtype": str(dtype).removeprefix("torch.")}
 
 
