@@ -212,9 +212,9 @@ def ordered(axis: str):
     bars(
         {f"{name} ({accuracy[name]:.1f} %)": of[name] for name in names},
         f"From {cheapest} to {dearest}: {times:,.0f} times as much",
-        f"{axis}; every mark is ten times the one before",
+        axis + ("; every mark is ten times the one before" if times > 10 else ""),
         "{:,.0f}",
-        log=True,
+        log=times > 10,
     )
 
 
@@ -368,7 +368,7 @@ lines = {
 scores_over_models(
     lines,
     models,
-    "The prefix gains with size, the soft prompt hardly",
+    "The prefix gains more with size than the soft prompt does",
     "right answers in %, test split",
 )
 behind = {

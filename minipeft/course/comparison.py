@@ -17,7 +17,7 @@ def scores_over_costs(
     title: str,
     y_name: str,
 ) -> None:
-    """A panel for each kind of cost, on a scale on which every mark is ten times the one before; one point a method.
+    """A panel for each kind of cost, on a logarithmic scale where they are unlike by more than ten; a point a method.
 
     Bars are 95 % intervals over seeds; `line` is what costs nothing. A method without a cost is left out there.
     """
@@ -31,15 +31,18 @@ def scores_over_costs(
             if name in of:
                 handles[name] = axes.errorbar(of[name], mean, yerr=half, **styles[name])
         axes.axhline(line[1], color=GREY, linestyle=":", linewidth=1)
-        axes.set_xscale("log")
+        if max(of.values()) > 10 * min(of.values()):
+            axes.set_xscale("log")
+        else:
+            axes.set_xlim(0, 1.1 * max(of.values()))
         axes.set_xlabel(what, fontsize=10)
         axes.grid(color="#dddddd", linewidth=0.6)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0][0].set_ylabel(y_name, fontsize=10)
-    panels[0][0].annotate(
-        line[0], (0.98, line[1]), (0, -4), xycoords=("axes fraction", "data"), textcoords="offset points",
-        ha="right", va="top", fontsize=9, color=GREY,
+    panels[0][-1].annotate(
+        line[0], (0.02, line[1]), (0, -4), xycoords=("axes fraction", "data"), textcoords="offset points",
+        ha="left", va="top", fontsize=9, color=GREY,
     )  # fmt: skip
     names = [name for name in scores if name in handles]
     figure.legend(
@@ -60,7 +63,7 @@ def scores_over_models(scores: Mapping[str, Scores], models: Sequence[str], titl
         style = {**_style(name, place), "linestyle": "-"}
         axes.errorbar([at + shifts[place] for at in range(len(models))], means, yerr=halves, **style)
         axes.annotate(
-            name, (len(models) - 1, means[-1]), (16, 0), textcoords="offset points", color=style["color"], va="center"
+            name, (len(models) - 1, means[-1]), (22, 0), textcoords="offset points", color=style["color"], va="center"
         )
     axes.set_xticks(range(len(models)), models, fontsize=10)
     axes.set_xlim(-0.15, len(models) - 0.3)
