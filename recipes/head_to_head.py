@@ -61,7 +61,9 @@ def main() -> None:
     if options.check:
         sys.exit(page != PAGE.read_text(encoding="utf-8") and "docs/head_to_head.md is not what its rows say.")
     PICTURES.mkdir(exist_ok=True)
-    draw(report, PICTURES)
+    for picture in draw(report, PICTURES):
+        if picture.name not in page:
+            picture.unlink()
     write_atomically(PAGE, page.encode("utf-8"))
 
 
@@ -165,9 +167,9 @@ def computed(report: Report) -> dict[str, Callable[..., str]]:
         return " → ".join(f"{one.value:.1f}" for one in gaps if one is not None)
 
     def apart(part: str, other: str) -> str:
-        """How far from each other the scores are that one setting and seed came to in two parts, in points."""
+        """How far from each other the scores are that a trained setting and seed came to in two parts, in points."""
         found = []
-        for one in report.cells(other):
+        for one in (cell for cell in report.cells(other) if report.study.contenders[cell.contender].trials):
             for again in report.cells(part, task=one.task, model=one.model, contender=one.contender):
                 both = report.by_seed(again), report.by_seed(one)
                 found += [abs(both[0][seed] - both[1][seed]) for seed in both[0].keys() & both[1].keys()]

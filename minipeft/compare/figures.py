@@ -128,7 +128,9 @@ def _scores(report: "Report", part: Part) -> Any:
         panel.tick_params(labelsize=8)
         panel.grid(axis="x", color="#dddddd", linewidth=0.6)
         panel.spines[["top", "right", "left"]].set_visible(False)
-    axes[0, 0].set_yticks(range(len(part.contenders)), [called(name) for name in part.contenders], fontsize=9)
+    axes[0, 0].set_yticks(range(len(part.contenders)), [called(name) for name in part.contenders])
+    for first in axes[:, 0]:
+        first.tick_params(axis="y", labelsize=9)
     axes[0, 0].set_ylim(len(part.contenders) - 0.5, -0.5)
     figure.supxlabel(
         "bars: 95 % interval over seeds; pale dots: each seed; dotted: the commonest label. "
@@ -160,7 +162,8 @@ def _over_cost(report: "Report", part: Part, cost: str) -> Any:
         cells = report.cells(part.name, task=task, model=model)
         for cell in cells:
             timed = report.timed(cell) if cost == "seconds" else cell
-            if timed and timed.of(cost) > 0 and (cost != "bytes" or cell.of("kept") > 0):
+            answers_without_a_model = cost == "seconds" and cell.contender == "majority"
+            if timed and timed.of(cost) > 0 and not answers_without_a_model and (cost != "bytes" or cell.of("kept")):
                 handles[cell.contender] = panel.plot(
                     timed.of(cost),
                     cell.mean.value,
@@ -206,10 +209,12 @@ def _over_axis(report: "Report", part: Part, axis: str) -> Any:
         panel.set_xlabel(f"{told} (log scale)", fontsize=10)
         panel.set_ylabel(_measure(report.cells(part.name, task=task, model=model)), fontsize=10)
         panel.set_title(f"{task}, {model}: mean and 95 % interval over seeds", fontsize=11, loc="left")
-        if not by_numbers:
-            places = [_number(value, report, part, axis) for value in values]
-            panel.set_xticks(places, [axis_told(value).split()[-1] for value in values], fontsize=9)
-            panel.minorticks_off()
+        places = [
+            float(str(value).partition("=")[2]) if by_numbers else _number(value, report, part, axis)
+            for value in values
+        ]
+        panel.set_xticks(places, [axis_told(value).split()[-1] for value in values], fontsize=9)
+        panel.minorticks_off()
         panel.legend(frameon=False, fontsize=9)
         panel.spines[["top", "right"]].set_visible(False)
     return figure
@@ -256,7 +261,7 @@ def _learning(report: "Report", part: Part) -> Any:
 def _grid(part: Part, width: float, **sharing: Any) -> tuple[Any, dict[tuple[str, str], Any]]:
     """A figure with a panel for each task and model of a part, so many inches wide; models go down, tasks across."""
     down, across = len(part.models), len(part.tasks)
-    size = 1.2 + width * across, 0.9 + 2.7 * down
+    size = max(6.5, 1.2 + width * across), 0.9 + 2.7 * down  # so wide that the names fit below
     figure, axes = figures().subplots(down, across, figsize=size, squeeze=False, layout="constrained", **sharing)
     panels = dict(zip(((task, model) for model in part.models for task in part.tasks), axes.flat, strict=True))
     for (task, model), panel in panels.items():
@@ -270,7 +275,8 @@ def _name(handles: dict[str, Any], part: Part, figure: Any) -> None:
     """The names of what was drawn, in the order of the part, below the panels."""
     names = [name for name in part.contenders if name in handles]
     drawn, told = [handles[name] for name in names], [called(name) for name in names]
-    figure.legend(drawn, told, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
+    columns = 5 if len(part.tasks) > 1 else 3
+    figure.legend(drawn, told, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
 
 
 def _heat(report: "Report", part: Part) -> Any:
