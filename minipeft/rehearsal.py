@@ -175,14 +175,14 @@ def _step(model: GPT2, attachment: Attachment, work: Work) -> None:
     M = 0 if doors.memory is None else doors.memory.length
     model.check_room(M, P, T)
     scored = torch.zeros(B * min(work.scored, T), dtype=torch.long)
-    mask: Tensor | Rows
+    mask: Tensor | Rows | None
     if work.on_cpu:  # one row of all texts, behind a prompt that they share: see `GPT2._packing`
         rows, length = 1, B * T
         split = not (P and isinstance(doors.memory, FixedMemory))
         mask = Rows((T,) * B, P, split and can_split(torch.empty(1), 0.0))
     else:  # texts below one another, padding and all
-        rows, length = B, T
-        mask = lower_right_mask(P + T, M + P + T, torch.ones(B, M + P + T, dtype=torch.bool))
+        rows, length, whole = B, T, torch.ones(B, M + P + T, dtype=torch.bool)
+        mask = lower_right_mask(P + T, M + P + T, whole) if work.method else None
     tokens, positions = (torch.zeros(rows, size, dtype=torch.long) for size in (length, P + length))
     hidden = model.through_blocks(model.embed(tokens, positions, doors.prompt), mask, doors.memory, scored)
     picked = model.ln_f(hidden)[0]
