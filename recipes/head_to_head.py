@@ -21,7 +21,7 @@ from minipeft.compare import pages, read_study
 from minipeft.compare.figures import draw
 from minipeft.compare.report import MEASURES, Cell, Report
 from minipeft.compare.results import RESULTS_FILE, Results
-from minipeft.compare.statistics import holm
+from minipeft.compare.statistics import holm, mean_of
 from minipeft.compare.study import FINAL, SWEEP
 from minipeft.compare.tables import axis_told, called, mean_told, p_told, table
 from minipeft.files import write_atomically
@@ -113,10 +113,24 @@ def computed(report: Report) -> dict[str, Callable[..., str]]:
         values = one.scores(measure or None)
         return mean_told(one.mean) if not measure else f"{sum(values) / len(values):.1f}"
 
-    def difference(part: str, model: str, one: str, other: str) -> str:
+    def difference(part: str, model: str, one: str, other: str, measure: str = "") -> str:
         """The mean over tasks and seeds, with its interval, in points."""
-        found = report.paired(part, [(one, other)], model=model)[0].mean
+        found = report.paired(part, [(one, other)], measure or None, model=model)[0].mean
         return f"{found.value:+.1f} ± {found.half:.1f}"
+
+    def over_tasks(part: str, model: str, one: str, other: str) -> str:
+        """The same with tasks as units: each task's mean over seeds counts once."""
+        tasks = report.study.part(part).tasks
+        means = [report.paired(part, [(one, other)], model=model, task=task)[0].mean.value for task in tasks]
+        return f"{mean_of(means).value:+.1f} ± {mean_of(means).half:.1f}"
+
+    def described(part: str, model: str) -> str:
+        """The pairs with their intervals, and no tests."""
+        rows = [
+            [f"{called(one.one)} − {called(one.other)}", f"{one.mean.value:+.1f} ± {one.mean.half:.1f}"]
+            for one in report.paired(part, PAIRS, model=model)
+        ]
+        return table([model, "difference"], rows, right=1)
 
     def means_of(part: str, model: str, what: Callable[[Cell], float]) -> dict[str, float]:
         """The mean over tasks, those where it is known, of something of each contender, most first."""
@@ -164,7 +178,7 @@ def computed(report: Report) -> dict[str, Callable[..., str]]:
         """How far behind another contender one is, from model to model."""
         ours, theirs = (report.over_models(task)[name] for name in (contender, best))
         gaps = [report.behind(ours[model], theirs[model]) for model in ours if model in theirs]
-        return " → ".join(f"{one.value:.1f}" for one in gaps if one is not None)
+        return " → ".join(mean_told(one) for one in gaps if one is not None)
 
     def apart(part: str, other: str) -> str:
         """How far from each other the scores are that a trained setting and seed came to in two parts, in points."""
@@ -238,6 +252,8 @@ def computed(report: Report) -> dict[str, Callable[..., str]]:
         "score": score,
         "cost": lambda part, task, model, contender, what: f"{spent(cell(part, task, model, contender), what):,.0f}",
         "difference": difference,
+        "over_tasks": over_tasks,
+        "described": described,
         "rank": rank,
         "frontier": frontier,
         "gap": gap,

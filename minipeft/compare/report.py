@@ -116,9 +116,9 @@ class Report:
         shared = (name for name in JUDGED_BY if all(test.get(name) is not None for test in tests))
         return next(shared, "accuracy")
 
-    def by_seed(self, cell: Cell) -> dict[int, float]:
+    def by_seed(self, cell: Cell, measure: str | None = None) -> dict[int, float]:
         """The scores of a cell; what is neither trained nor drawn has one, which stands for every seed."""
-        own = dict(zip((row["seed"] for row in cell.rows), cell.scores(), strict=True))
+        own = dict(zip((row["seed"] for row in cell.rows), cell.scores(measure), strict=True))
         if self.study.contenders[cell.contender].trials or len(own) > 1:
             return own
         return dict.fromkeys(self.study.part(cell.part).seeds, next(iter(own.values())))
@@ -146,20 +146,22 @@ class Report:
         gaps = [sign * (theirs[seed] - score) for seed, score in ours.items() if seed in theirs]
         return mean_of(gaps) if gaps else None
 
-    def paired(self, part: str, pairs: Sequence[tuple[str, str]], **wanted: Any) -> list[Difference]:
+    def paired(
+        self, part: str, pairs: Sequence[tuple[str, str]], measure: str | None = None, **wanted: Any
+    ) -> list[Difference]:
         """Differences of pairs of contenders over all that a part crosses, or what is `wanted` of it, and seeds.
 
-        Raises StudyError where tasks are judged by
-        measures of which more is better for one and less for another.
+        `measure`: instead of the one by which contenders on a task are judged. Raises StudyError where tasks are judged
+        by measures of which more is better for one and less for another.
         """
         cells = self.cells(part, **wanted)
-        better = {MEASURES[cell.measure][2] for cell in cells}
+        better = {MEASURES[measure or cell.measure][2] for cell in cells}
         if len(better) > 1:
             raise StudyError(f"part {part}: its tasks are judged in ways that cannot be averaged.")
         scores: dict[str, dict[object, float]] = {}
         for cell in cells:
             of_contender = scores.setdefault(cell.contender, {})
-            for seed, score in self.by_seed(cell).items():
+            for seed, score in self.by_seed(cell, measure).items():
                 of_contender[cell.task, cell.model, cell.examples, cell.size, seed] = score
         return differences(scores, pairs, better != {False})
 
