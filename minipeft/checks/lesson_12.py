@@ -23,43 +23,64 @@ LIKELY = {
     "seed of the sweep": " Trials may share a seed with one another; a final run must not have it.",
 }
 """What may have led to finding a fault that is not there."""
+SHAPES = (
+    *((6, 256, 6_144), (6, 256, 30_720), (2, 8, 100), (12, 768, 92_160), (12, 768, 1), (3, 12, 91)),
+    *((2, 8, 60), (2, 8, 112)),  # in the middle between two odd and even sizes, which Python rounds to the even one
+)
+"""Blocks, width, budget."""
 SIZES = ("soft_prompt", "prefix", "lora")
 
 
 def judge_unfair(unfair: Callable[..., Any]) -> None:
-    """Tables with no fault, with each alone, and with each pair of them; rows in any order, names of methods any."""
-    tables = [_table(faults) for count in range(3) for faults in combinations(FAULTS, count)]
-    tables += [_table(faults, names=("a", "b")) for faults in ((), ("trials",), ("steps", "seeds"))]
-    tables += [list(reversed(_table(faults))) for faults in ((), ("examples",), ("chosen on test",))]
-    tables.append([{**row, "score": 0.5} for row in _table(())])
+    """Tables with no fault, with each alone, and with each pair; whichever method has it, whatever else they hold."""
+    tables = [_table((), counts=((4, 3), (6, 1)))]  # as many rows of each method, and two faults
+    for number, faults in enumerate(faults for count in range(3) for faults in combinations(FAULTS, count)):
+        tables.append(_table(faults, culprit=number % 2))
+    for name in FAULTS:
+        tables.append(_table((name,), culprit=0, counts=((5, 2), (5, 2)), sweep_seed=7, names=("a", "b")))
+        tables.append(list(reversed(_table((name,), counts=((3, 6), (3, 6)), sweep_seed=11))))
+    tables += [_table((), counts=((2, 5), (2, 5)), sweep_seed=3), _table((), counts=((4, 3), (4, 0)))]
+    for name in ("steps", "examples"):  # among the trials alone
+        tables.append([{**row, name: 99} if row["stage"] == "sweep" else row for row in _table((), culprit=0)])
+        tables[-1] = [{**row, name: 400} if row["method"] == "prefix" else row for row in tables[-1]]
+    lent = [dict(row) for row in _table(())]  # a final run of one method with the seed of the other's trials
+    for row in lent:
+        if (row["method"], row["stage"]) == ("prefix", "sweep") or (row["method"], row["seed"]) == ("soft_prompt", 3):
+            row["seed"] = 7
+    tables.append(lent)
     for table in tables:
         found, wanted = unfair([dict(row) for row in table]), _found(table)
         require(isinstance(found, set), f"unfair must return a set of names, not a {type(found).__name__}.")
         unknown = sorted(map(str, found - FAULTS.keys()))
         require(not unknown, f"{unknown[0] if unknown else ''!r} is none of the names: {', '.join(FAULTS)}.")
+        alone = "" if len(wanted) < 2 else " (It is not the only fault of that table: several may be wrong at once.)"
         for name, why in FAULTS.items():
             missed, imagined = name in wanted - found, name in found - wanted
-            require(not missed, f"“{name}”: in a table where {why}, it was not found.")
+            require(not missed, f"“{name}”: in a table where {why}, it was not found.{alone}")
             require(not imagined, f"“{name}” was found in a table without that fault.{LIKELY.get(name, '')}")
 
 
-def _table(faults: Sequence[str], names: tuple[str, str] = ("prefix", "soft_prompt")) -> Table:
-    """Two methods, four trials and three tests of each, the second one treated as `faults` say."""
+def _table(
+    faults: Sequence[str],
+    *,
+    culprit: int = 1,
+    counts: Sequence[tuple[int, int]] = ((4, 3), (4, 3)),
+    sweep_seed: int = 0,
+    names: tuple[str, str] = ("prefix", "soft_prompt"),
+) -> Table:
+    """Two methods, so many trials and tests of each, and the one called `culprit` treated as `faults` say."""
     rows = []
-    for name in names:
-        own = faults if name == names[1] else ()
-        same = {
-            "method": name,
-            "steps": 800 if "steps" in own else 400,
-            "examples": 500 if "examples" in own else 6384,
-        }
-        for trial in range(7 if "trials" in own else 4):
-            split = "test" if "chosen on test" in own else "dev"
-            rows.append({**same, "stage": "sweep", "seed": 0, "split": split, "score": 0.50 + 0.01 * trial})
-        first = 0 if "seed of the sweep" in own else 1
+    for place, name in enumerate(names):
+        own, (trials, tests) = faults if place == culprit else (), counts[place]
+        steps, examples = 800 if "steps" in own else 400, 500 if "examples" in own else 6384
+        same = {"method": name, "steps": steps, "examples": examples}
+        trials, tests = trials + 3 * ("trials" in own), tests + 2 * ("seeds" in own)
+        for trial in range(trials):  # of all that are judged on dev, one on test is enough
+            split = "test" if "chosen on test" in own and trial == trials - 1 else "dev"
+            rows.append({**same, "stage": "sweep", "seed": sweep_seed, "split": split, "score": 0.50 + 0.01 * trial})
+        first = sweep_seed + ("seed of the sweep" not in own)
         tested = {**same, "stage": "final", "split": "test"}
-        seeds = range(first, first + (5 if "seeds" in own else 3))
-        rows += [{**tested, "seed": seed, "score": 0.55 + 0.01 * seed} for seed in seeds]
+        rows += [{**tested, "seed": seed, "score": 0.55 + 0.01 * seed} for seed in range(first, first + tests)]
     return rows
 
 
@@ -77,7 +98,7 @@ def _found(table: Table) -> set[str]:
         if len(values) > 1:
             found.add(name)
     for name, stage in (("trials", "sweep"), ("seeds", "final")):
-        counts = [sum(1 for row in rows if row["stage"] == stage) for rows in by_method.values()]
+        counts = [len([row for row in rows if row["stage"] == stage]) for rows in by_method.values()]
         if min(counts) != max(counts):
             found.add(name)
     for row in table:
@@ -91,7 +112,7 @@ def _found(table: Table) -> set[str]:
 
 def judge_matched(matched: Callable[..., Any]) -> None:
     """Every size up to the budget and past it, counted as tensors on models of several shapes."""
-    for L, D, numbers in ((6, 256, 6_144), (6, 256, 30_720), (2, 8, 100), (12, 768, 92_160), (12, 768, 1), (3, 12, 91)):
+    for L, D, numbers in SHAPES:
         found = matched(numbers, L, D)
         require(isinstance(found, dict), f"matched must return a dict, not a {type(found).__name__}.")
         require(set(found) == set(SIZES), f"the names must be {', '.join(SIZES)}, got {', '.join(map(str, found))}.")

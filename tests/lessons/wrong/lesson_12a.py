@@ -29,7 +29,7 @@ def nothing_is_wrong(table):
     return _right(table) - {"trials"}
 
 
-@fails_with("“trials” was found in a table without that fault. Trials are the rows whose stage is sweep")
+@fails_with("“trials”: in a table .*It is not the only fault of that table")
 def runs_for_trials(table):
     counts = {method: len(own["sweep"]) + len(own["final"]) for method, own in _split(table).items()}
     return (_right(table) - {"trials"}) | ({"trials"} if len(set(counts.values())) > 1 else set())
@@ -69,3 +69,51 @@ def own_names(table):
 @fails_with("“steps” was found in a table without that fault")
 def knows_the_methods(table):
     return _right(table) | ({"steps"} if table[0]["method"] not in ("prefix", "soft_prompt") else set())
+
+
+@fails_with("“seed of the sweep”: in a table where a run that was tested has a seed that a trial had")
+def the_sweep_has_seed_zero(table):
+    zero = any(row["seed"] == 0 for row in table if row["stage"] == "final")
+    return (_right(table) - {"seed of the sweep"}) | ({"seed of the sweep"} if zero else set())
+
+
+@fails_with("“seed of the sweep”: in a table")
+def seeds_of_one_method(table):
+    own = any(
+        {row["seed"] for row in runs["sweep"]} & {row["seed"] for row in runs["final"]}
+        for runs in _split(table).values()
+    )
+    return (_right(table) - {"seed of the sweep"}) | ({"seed of the sweep"} if own else set())
+
+
+@fails_with("“chosen on test”: in a table where a trial was scored on test")
+def all_on_test(table):
+    trials = [row for row in table if row["stage"] == "sweep"]
+    return (_right(table) - {"chosen on test"}) | (
+        {"chosen on test"} if all(row["split"] == "test" for row in trials) else set()
+    )
+
+
+@fails_with("“steps”: in a table where the two were trained for unlike numbers")
+def finals_alone(table):
+    finals = [row for row in table if row["stage"] == "final"]
+    return (_right(table) - {"steps"}) | ({"steps"} if len({row["steps"] for row in finals}) > 1 else set())
+
+
+@fails_with("“seeds”: in a table where one of the two was tested with more seeds")
+def only_the_second(table):
+    first, second = (len(runs["final"]) for runs in _split(table).values())
+    return (_right(table) - {"seeds"}) | ({"seeds"} if second > first else set())
+
+
+@fails_with("several may be wrong at once")
+def one_fault_at_a_time(table):
+    return set(sorted(_right(table))[:1])
+
+
+@fails_with("“seeds”: in a table")
+def who_was_never_tested(table):
+    from collections import Counter
+
+    counts = Counter(row["method"] for row in table if row["stage"] == "final")
+    return (_right(table) - {"seeds"}) | ({"seeds"} if len(set(counts.values())) > 1 else set())

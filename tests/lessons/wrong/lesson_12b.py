@@ -45,6 +45,11 @@ def rounded_up(numbers, L, D):
     return _sizes(numbers, _steps(L, D), lambda step: -(-numbers // step))
 
 
+@fails_with("rounded up: one less is nearer to the budget, or as near and smaller")
+def rounded_to_even(numbers, L, D):
+    return _sizes(numbers, _steps(L, D), lambda step: max(1, round(numbers / step)))
+
+
 @fails_with("got 0; a method of size 0 is none")
 def nothing_at_all(numbers, L, D):
     return _sizes(numbers, _steps(L, D), lambda step: round(numbers / step))
