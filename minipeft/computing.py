@@ -46,7 +46,7 @@ class Computing(nn.Module):
         self.use_products("mixed" if gains else "plain")
         for block in self.blocks:
             block.mlp.gelu_again = True
-        on_cpu = self.wte.weight.device.type != "cuda"  # a GPU is quicker with padding than with rows one by one
+        on_cpu = self.wte.weight.device.type == "cpu"  # a GPU is quicker with padding than with rows one by one
         return self.use_loss("chunked").use_attention("split").use_packing(on_cpu, always=wider)
 
     def use_attention(self: Model, attention: str) -> Model:

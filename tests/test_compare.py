@@ -244,6 +244,8 @@ def test_a_part_may_take_over_choices_and_vary_a_size(tmp_path: Path) -> None:
     assert {row["stage"] for row in longer} == {"final"}
     both = Report(study, results).paired("longer", [("soft_prompt", "soft_prompt")])
     assert both[0].mean.runs == 2  # sizes are runs of their own, and not one in place of another
+    told["parts"].append({**told["parts"][2], "name": "own seeds", "seeds": [1, 2]})
+    assert len(list(study_of(told).finals(study_of(told).parts[3], results.choices(study, study.parts[2])))) == 4
     assert [row["read"] for row in results.rows.values() if row["part"] == "few"] == [8]
     report = Report(study, results)
     assert [cell.rows[0]["read"] for cell in report.cells("few")] == [8, 40]  # all examples: what main tested

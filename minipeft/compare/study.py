@@ -207,7 +207,10 @@ class Study:
 
     def is_borrowed(self, part: Part, examples: int | None) -> bool:
         """Whether the end of a part's curve over examples, all of them, is what its chooser tested already."""
-        return part.chosen_by is not None and len(part.examples) > 1 and examples is None
+        if part.chosen_by is None or len(part.examples) == 1 or examples is not None:
+            return False
+        chooser = self.part(part.chosen_by)
+        return set(part.seeds) <= set(chooser.seeds) and self.steps_of(part) == self.steps_of(chooser)
 
     def seeds_of(self, part: Part, task: str, contender: str) -> tuple[int, ...]:
         """With which seeds a contender is tested: an untrained one with the first, but where its texts are drawn."""
