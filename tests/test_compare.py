@@ -267,6 +267,13 @@ def test_results_of_other_data_are_not_mixed(tasks: dict[str, Task], tmp_path: P
     compete(study, tmp_path, workers=0)
 
 
+def test_a_folder_that_holds_an_adapter_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(StudyError, match=r"holds a model or an adapter \(adapter_config.json\); take another --out"):
+        compete(study_of(settings(contenders=["majority"], seeds=[1])), tmp_path, workers=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter_config.json"]
+
+
 def test_every_contender_reads_as_much_of_a_long_text(tasks: dict[str, Task], tmp_path: Path) -> None:
     long = {split: tuple(replace(row, text=row.text * 40) for row in rows[:12]) for split, rows in SPLITS.items()}
     tasks["tiny"] = replace(TINY, splits=long)

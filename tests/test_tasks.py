@@ -384,6 +384,7 @@ def test_every_label_gets_the_same_context() -> None:
         row = encoder.encode(Example("the end " * 20, label))
         contexts.append(row.ids[: row.target_starts])
     assert contexts[0] == contexts[1] == encoder.context(Example("the end " * 20, "short"))
+    assert contexts[0] == encoder.context(Example("the end " * 20, ""))  # and whoever's label is not known
 
 
 def test_a_long_free_text_is_cut_to_the_room() -> None:

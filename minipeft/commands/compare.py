@@ -60,7 +60,7 @@ def compare(
 
     `minipeft compare --task movie --methods full,lora,prefix,soft_prompt --seeds 3 --out runs/compare`
 
-    `minipeft compare --data tickets.csv --input message --target team --model pico,nano --out runs/tickets`
+    `minipeft compare --data tickets.csv --input message --target team --model pico,nano --out runs/compare_tickets`
 
     `minipeft compare --task movie --methods prefix,soft_prompt --sizes length=1,length=5,length=20 --out runs/lengths`
 

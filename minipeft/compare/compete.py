@@ -21,7 +21,9 @@ from minipeft.compare.study import Run, Study, StudyError
 from minipeft.compare.writing import judge_in
 from minipeft.devices import cores
 from minipeft.files import write_json
+from minipeft.formats.hub import WEIGHTS_FILE
 from minipeft.progress import progress_bar
+from minipeft.tuned import CONFIG_FILE
 
 if TYPE_CHECKING:  # Windows has no fork server
     from multiprocessing.context import ForkServerContext, SpawnContext
@@ -38,6 +40,8 @@ def compete(study: Study, out: str | Path, *, workers: int | None = None, device
     and KeyboardInterrupt on Ctrl-C, when only the runs in progress are lost.
     """
     out = Path(out)
+    if other := [name for name in (CONFIG_FILE, WEIGHTS_FILE) if (out / name).exists()]:
+        raise StudyError(f"{out} holds a model or an adapter ({other[0]}); take another --out.")
     with alone(out):
         check_inputs(study, out)
         results = Results(out / RESULTS_FILE)

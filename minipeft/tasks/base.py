@@ -91,8 +91,8 @@ class Encoder:
         self.label_ids = _told_apart([(label, tokenizer.encode(task.word(label))) for label in task.labels], tokenizer)
 
     def context(self, example: Example) -> list[int]:
-        """What stands before the target. Raises TooLong."""
-        return self._before_target(example, self._target(example))
+        """What stands before the target, which need not be known if it is a label. Raises TooLong."""
+        return self._before_target(example, [] if self.task.labels else self._target(example))
 
     def encode(self, example: Example) -> Encoded:
         """Context and target. Raises TooLong."""
