@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -68,6 +69,15 @@ def report_of(rows: list[Row], folder: Path) -> Report:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Report:
     return report_of(ROWS, tmp_path_factory.mktemp("whole"))
+
+
+def test_the_page_is_to_the_byte_what_the_committed_rows_say() -> None:
+    report = Report(STUDY, Results(head_to_head.ROWS))
+    assert head_to_head.unfit(report) == ""
+    page = head_to_head.PAGE.read_text(encoding="utf-8")
+    assert head_to_head.written(head_to_head.WORDS.read_text(encoding="utf-8"), report) == page
+    pictures = {path.name for path in head_to_head.PICTURES.iterdir()}
+    assert pictures == set(re.findall(r"\]\(head_to_head/(\w+\.png)\)", page))
 
 
 def test_a_whole_study_of_one_commit_and_machine_may_be_written(whole: Report) -> None:

@@ -20,8 +20,6 @@ ROOT = Path(__file__).parents[2]
 LINK = re.compile(
     r"(?<!`)\[(?P<text>(?:!\[[^\]]*\]\([^)]*\)|[^\[\]])*)\]\((?![a-z]+:)(?P<target>[^)#\s]+)(?P<place>#[^)\s]*)?\)"
 )
-AWAITED = {"head_to_head"}
-"""Pages that have their place in the navigation as soon as they are there."""
 CALL = re.compile(r'check\(\s*"(\w+)"')
 
 
@@ -145,8 +143,6 @@ def _read(app: Any, page: str, source: list[str]) -> None:
     if Path(app.env.doc2path(page)).suffix == ".ipynb":
         return
     source[0] = linked(source[0], f"docs/{page}.md", page)
-    for awaited in AWAITED - {path.stem for path in Path(app.srcdir).glob("*.md")}:
-        source[0] = source[0].replace(f"\n{awaited}\n", "\n")  # in a list of pages
 
 
 def _tags(cell: dict[str, Any]) -> list[str]:
