@@ -66,10 +66,10 @@ block_with_every_method("One frozen block, three doors: where each method puts w
 
 # %% [markdown]
 # A soft prompt comes in with the text, a prefix with the keys and values. Everything orange sits at the weights: LoRA
-# *beside* a linear layer (any of the four, `c_attn` by default), IA³ and adapters *in* the stream, LLaMA-Adapter beside
-# the attention, and BitFit in every bias that is there already. LoRA is by Hu et al. (2021), who put it beside the part
-# of `c_attn` that makes queries and the one that makes values (147,456 numbers at rank 4); LLaMA-Adapter is by Zhang et
-# al. (2023).
+# *beside* a linear layer (any of the four, `c_attn` by default), IA³ and adapters *in* the stream, LLaMA-Adapter
+# beside the attention, and BitFit in every bias that is there already. LoRA is by Hu et al. (2021), who put it beside
+# the part of `c_attn` that makes queries and the one that makes values (147,456 numbers at rank 4); LLaMA-Adapter is
+# by Zhang et al. (2023).
 #
 # Here is each of them, attached to nano and not trained at all. Left, how many numbers it has on nano and on GPT-2
 # small; right, how far the most changed logit has moved:
@@ -101,14 +101,16 @@ assert on_nano == (49_152, 15_384, 397_056, 10_752, 17_152, 1_580_032)
 assert on_small == (294_912, 92_304, 2_379_264, 64_512, 102_144, 14_177_280)
 assert count(LoRA(rank=4, targets=("attn.q", "attn.v")), small).trained == 147_456
 assert (nano.num_parameters(), small.num_parameters()) == (6_918_400, 124_439_808)
-assert all(moved[name] == 0.0 for name in at_weights)
+assert all(moved[name] == 0.0 for name in at_weights[:-1])
+# A copy lies otherwise in memory, so that some processors round otherwise.
+assert moved["last two blocks"] < 1e-4
 assert min(moved[name] for name in family if name not in at_weights) > 5
 
 # %% [markdown]
 # That answers the guess. A prompt and a prefix move a logit by more than 5 before they have learned anything: their
 # keys take a share of every softmax, and the text stands at later positions. All others, LoRA with its 294,912 numbers
-# among them, move it by exactly 0.0. They start *as the base*, and the first step of training sets out from all that it
-# knows. Each has its own trick for that, as you will see.
+# among them, move it by exactly 0.0 (copied blocks on some processors by a rounding error). They start *as the base*,
+# and the first step of training sets out from all that it knows. Each has its own trick for that, as you will see.
 #
 # How the numbers grow with the size that one chooses, on GPT-2 small:
 
@@ -144,8 +146,8 @@ explore(bill, size=Slider(8, 1, 64, 1))
 #
 # In place of a new matrix as large as $W$, two thin ones: $A$ takes $x$ down to $r$ numbers, $B$ takes them up again.
 # $B$ starts at zero, so the product does. $\alpha/r$ is not learned; it is there so that one need not look for a new
-# learning rate with every rank. In the first block, first at its start and then with random numbers in place of learned
-# ones:
+# learning rate with every rank. In the first block, first at its start and then with random numbers in place of
+# learned ones:
 
 # %%
 T, D, r, alpha = tokens.shape[1], nano.n_embd, 8, 16
@@ -192,8 +194,8 @@ check("13a", merge)  # number by number, then the logits of a whole model; for h
 # %% [markdown]
 # ## A common wrong answer
 #
-# Two of them. The first forgets to divide by the rank, so that the merged model changes too much. The second adds $B A$
-# as it stands. Where $W$ is not square PyTorch objects; `attn.c_proj` *is* square, and nobody objects.
+# Two of them. The first forgets to divide by the rank, so that the merged model changes too much. The second adds $B
+# A$ as it stands. Where $W$ is not square PyTorch objects; `attn.c_proj` *is* square, and nobody objects.
 
 
 # %%
@@ -260,8 +262,8 @@ check("13b", gated_attention)  # in plain loops, and with closed gates; for help
 
 # %% [markdown]
 # Two wrong answers again. One leaves out the tanh, so that a gate may grow without bound. The other is harder to see,
-# for it is no line of the formula: it starts the gates at 1, as one starts factors. What that does to a model which has
-# learned nothing yet:
+# for it is no line of the formula: it starts the gates at 1, as one starts factors. What that does to a model which
+# has learned nothing yet:
 
 
 # %%
@@ -330,10 +332,10 @@ tuned.detach()
 #
 # $$h = l \odot (W x + b) \qquad\qquad h = W (l \odot x) + b \qquad\qquad h = W x + b$$
 #
-# IA³, by Liu et al. (2022), learns factors $l$, one for each number that flows: on the keys and values, and on what the
-# MLP's last layer reads. They start at one. GPT-2's `c_attn` makes the queries as well, and the PEFT library scales all
-# three; so does the package, whose files are PEFT's. BitFit, by Zaken et al. (2022), learns the biases $b$ that are
-# there. Both can be merged.
+# IA³, by Liu et al. (2022), learns factors $l$, one for each number that flows: on the keys and values, and on what
+# the MLP's last layer reads. They start at one. GPT-2's `c_attn` makes the queries as well, and the PEFT library
+# scales all three; so does the package, whose files are PEFT's. BitFit, by Zaken et al. (2022), learns the biases $b$
+# that are there. Both can be merged.
 
 # %%
 tuned = attach(model, IA3())
@@ -381,9 +383,9 @@ assert still["LoRA of rank 8"] == nano.n_layer * r * D  # every A
 assert counts["LLaMA-Adapter, 10 vectors"][0] - still["LLaMA-Adapter, 10 vectors"] == 24
 
 # %% [markdown]
-# LoRA's $A$ waits for $B$, the first layer of the adapters for the second, and of LLaMA-Adapter only its 24 gates move:
-# the vectors must wait until somebody hears them. One zero is enough to start as the base, and two are too many. If $A$
-# were zero as well, neither would ever move:
+# LoRA's $A$ waits for $B$, the first layer of the adapters for the second, and of LLaMA-Adapter only its 24 gates
+# move: the vectors must wait until somebody hears them. One zero is enough to start as the base, and two are too many.
+# If $A$ were zero as well, neither would ever move:
 
 # %%
 tuned = attach(model, LoRA(rank=8), seed=0)
@@ -454,10 +456,10 @@ curves(
 #
 # ## After six hundred steps
 #
-# The sweep behind the package's learning rates went that far: 600 steps of 32 reviews, for each method a few rates (and
-# starts), the best on the development split. The model was the first nano, 192 wide.
-# `python recipes/sweep.py --grid weights --out runs/weights` does it with the one that ships now, and `--grid methods`
-# the prompts, prefixes and full finetuning.
+# The sweep behind the package's learning rates went that far: 600 steps of 32 reviews, for each method a few rates
+# (and starts), the best on the development split. The model was the first nano, 192 wide. `python recipes/sweep.py
+# --grid weights --out runs/weights` does it with the one that ships now, and `--grid methods` the prompts, prefixes
+# and full finetuning.
 
 # %%
 first = GPT2Config(n_layer=6, n_head=6, n_embd=192, n_positions=256, vocab_size=8257)
@@ -497,11 +499,11 @@ assert (trained["ia3"], trained["lora"]) == (8_064, 36_864)
 assert [best[name] for name in swept] == sorted(best.values(), reverse=True)
 
 # %% [markdown]
-# On 956 reviews one standard error is 1.6 points, and two standard errors of a difference are 4.6. By that measure full
-# finetuning (80.1) is ahead of all, and LoRA (72.8) and IA³ (70.9) are ahead of the soft prompt, the prefix without its
-# network and LLaMA-Adapter (63.1, 62.9 and 63.2). LoRA against IA³ is undecided, though IA³ trains 8,064 numbers and
-# LoRA 36,864. And this is one seed, one task, one very small model, and each value the best of several runs on the very
-# reviews it is measured with, which flatters all of them.
+# On 956 reviews one standard error is 1.6 points, and two standard errors of a difference are 4.6. By that measure
+# full finetuning (80.1) is ahead of all, and LoRA (72.8) and IA³ (70.9) are ahead of the soft prompt, the prefix
+# without its network and LLaMA-Adapter (63.1, 62.9 and 63.2). LoRA against IA³ is undecided, though IA³ trains 8,064
+# numbers and LoRA 36,864. And this is one seed, one task, one very small model, and each value the best of several
+# runs on the very reviews it is measured with, which flatters all of them.
 #
 # ## In the package
 #
@@ -517,9 +519,9 @@ assert [best[name] for name in swept] == sorted(best.values(), reverse=True)
 # heads_out = (gate.view(-1, 1, 1) * shares).to(x.dtype) @ v  # [B, H, T, Dh]
 # ```
 #
-# `after` is PEFT's form on GPT-2, `LlamaAdapter(form="peft")`: one gate a block, no tanh, added behind `c_proj` without
-# going through it. `minipeft/methods/stack.py` attaches several methods at once, each at its own place of the map, and
-# refuses two that want the same one. `minipeft/overview.py` holds the table that the counts above come from.
+# `after` is PEFT's form on GPT-2, `LlamaAdapter(form="peft")`: one gate a block, no tanh, added behind `c_proj`
+# without going through it. `minipeft/methods/stack.py` attaches several methods at once, each at its own place of the
+# map, and refuses two that want the same one. `minipeft/overview.py` holds the table that the counts above come from.
 #
 # ```
 # minipeft methods --model gpt2-medium
