@@ -35,7 +35,7 @@ def chromium(*arguments: str, logs: dict[str, str] | None = None) -> Iterator[An
         chrome.quit()
 
 
-def until(holds: Callable[[], Any], otherwise: str, seconds: float = 60, log: Path | None = None) -> Any:
+def until(holds: Callable[[], Any], otherwise: str, seconds: float = 180, log: Path | None = None) -> Any:
     """What `holds` gives, once it gives something; after so many seconds fail with `otherwise`, and the log's end."""
     from selenium.common.exceptions import StaleElementReferenceException
 
