@@ -75,13 +75,13 @@ def unfit(report: Report) -> str:
     if missing:
         name, count = next(iter(missing.items()))
         return f"{name}: {count} runs are not done yet."
-    finals = {part.name: report.rows(part.name, FINAL) for part in report.study.parts}
-    commits = {row["commit"] for rows in finals.values() for row in rows}
-    if len(commits) > 1 or any(commit.endswith("+") for commit in commits):
-        return f"its final runs are of {', '.join(sorted(commits))}, and not of one commit."
-    for part, rows in finals.items():
-        if len(machines := {row["machine"] for row in rows}) > 1:
-            return f"the final runs of {part} are of {'; '.join(sorted(machines))}, so that they do not compare."
+    for part in report.study.parts:
+        rows = report.rows(part.name, FINAL)
+        commits, machines = ({row[what] for row in rows} for what in ("commit", "machine"))
+        if len(commits) > 1 or any(commit.endswith("+") for commit in commits):
+            return f"the final runs of {part.name} are of {', '.join(sorted(commits))}, and not of one commit."
+        if len(machines) > 1:
+            return f"the final runs of {part.name} are of {'; '.join(sorted(machines))}, so that they do not compare."
     return ""
 
 

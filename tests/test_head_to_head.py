@@ -87,7 +87,7 @@ def test_a_whole_study_of_one_commit_and_machine_may_be_written(whole: Report) -
 @pytest.mark.parametrize(
     ("other", "sentence"),
     [
-        ({"commit": "ffff"}, "its final runs are of 0123456789ab, ffff, and not of one commit."),
+        ({"commit": "ffff"}, "the final runs of main are of 0123456789ab, ffff, and not of one commit."),
         ({"machine": "two"}, "the final runs of main are of one; two, so that they do not compare."),
     ],
 )
