@@ -294,7 +294,7 @@ def test_pages_fit_a_desk_and_a_phone_and_ask_nobody(window: Window, page: str) 
                 "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": theme}]}
             )
             window.open(f"{page}.html", size)
-            assert window.theme() == theme
+            until(lambda theme=theme: window.theme() == theme, f"{page} does not turn {theme}")
             wide = window.chrome.execute_script("return document.documentElement.scrollWidth")
             assert wide <= size[0], f"{page} is {wide} wide on a screen of {size[0]}"
             window.screenshot(f"{name}_{where}_{theme}")
