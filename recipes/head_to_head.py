@@ -20,8 +20,8 @@ from pathlib import Path
 from minipeft.compare import pages, read_study
 from minipeft.compare.figures import draw
 from minipeft.compare.report import MEASURES, Cell, Report
-from minipeft.compare.results import RESULTS_FILE, Results
-from minipeft.compare.statistics import holm, mean_of
+from minipeft.compare.results import RESULTS_FILE, Results, Row
+from minipeft.compare.statistics import Mean, holm, mean_of
 from minipeft.compare.study import FINAL, SWEEP
 from minipeft.compare.tables import axis_told, called, mean_told, p_told, table
 from minipeft.files import write_atomically
@@ -71,10 +71,8 @@ def unfit(report: Report) -> str:
     """Why a page of these rows would mislead; empty if it would not. What is not tested yet the page says itself."""
     if report.study.parts[0].name in waiting(report):
         return "nothing was tested yet."
-    missing = {name: count for name, count in report.missing.items() if count and name not in waiting(report)}
-    if missing:
-        name, count = next(iter(missing.items()))
-        return f"{name}: {count} runs are not done yet."
+    if missing := list(report.unfinished(but=waiting(report))):
+        return missing[0]
     for part in report.study.parts:
         rows = report.rows(part.name, FINAL)
         commits, machines = ({row[what] for row in rows} for what in ("commit", "machine"))
@@ -88,6 +86,16 @@ def unfit(report: Report) -> str:
 def waiting(report: Report) -> list[str]:
     """Parts that are in the protocol, and of which no run has seen test."""
     return [part.name for part in report.study.parts if part.seeds and not report.rows(part.name, FINAL)]
+
+
+def tested(report: Report) -> dict[str, list[Row]]:
+    """The rows of every part that is not waiting."""
+    return {part.name: report.rows(part.name) for part in report.study.parts if part.name not in waiting(report)}
+
+
+def signed(mean: Mean) -> str:
+    """A difference with its interval."""
+    return f"{mean.value:+.1f} ± {mean.half:.1f}"
 
 
 def written(words: str, report: Report) -> str:
@@ -115,19 +123,18 @@ def computed(report: Report) -> dict[str, Callable[..., str]]:
 
     def difference(part: str, model: str, one: str, other: str, measure: str = "") -> str:
         """The mean over tasks and seeds, with its interval, in points."""
-        found = report.paired(part, [(one, other)], measure or None, model=model)[0].mean
-        return f"{found.value:+.1f} ± {found.half:.1f}"
+        return signed(report.paired(part, [(one, other)], measure or None, model=model)[0].mean)
 
     def over_tasks(part: str, model: str, one: str, other: str) -> str:
         """The same with tasks as units: each task's mean over seeds counts once."""
         tasks = report.study.part(part).tasks
         means = [report.paired(part, [(one, other)], model=model, task=task)[0].mean.value for task in tasks]
-        return f"{mean_of(means).value:+.1f} ± {mean_of(means).half:.1f}"
+        return signed(mean_of(means))
 
     def described(part: str, model: str) -> str:
         """The pairs with their intervals, and no tests."""
         rows = [
-            [f"{called(one.one)} − {called(one.other)}", f"{one.mean.value:+.1f} ± {one.mean.half:.1f}"]
+            [f"{called(one.one)} − {called(one.other)}", signed(one.mean)]
             for one in report.paired(part, PAIRS, model=model)
         ]
         return table([model, "difference"], rows, right=1)
@@ -192,17 +199,14 @@ def computed(report: Report) -> dict[str, Callable[..., str]]:
     def parts() -> str:
         """What each part took."""
         rows = []
-        for part in (part for part in report.study.parts if part.name not in waiting(report)):
-            own = report.rows(part.name)
+        for name, own in tested(report).items():
             counts = [sum(row["stage"] == stage for row in own) for stage in (SWEEP, FINAL)]
             on = ", ".join(sorted({row["machine"].split(",")[0] for row in own}))
-            rows.append([part.name, on, *map(str, counts), f"{sum(row['seconds_in_all'] for row in own) / 60:,.0f}"])
+            rows.append([name, on, *map(str, counts), f"{sum(row['seconds_in_all'] for row in own) / 60:,.0f}"])
         return table(["part", "on", "trials", "final runs", "minutes"], rows, right=3)
 
     def total(what: str) -> str:
-        rows = [
-            row for part in report.study.parts if part.name not in waiting(report) for row in report.rows(part.name)
-        ]
+        rows = [row for own in tested(report).values() for row in own]
         counts = {
             "runs": len(rows),
             "trials": sum(row["stage"] == SWEEP for row in rows),
@@ -221,7 +225,7 @@ def computed(report: Report) -> dict[str, Callable[..., str]]:
         ]
         adjusted = holm([difference.p for _, difference in found])
         rows = [
-            [size, f"{own.mean.value:+.1f} ± {own.mean.half:.1f}", str(own.mean.runs), p_told(own.p), p_told(p)]
+            [size, signed(own.mean), str(own.mean.runs), p_told(own.p), p_told(p)]
             for (size, own), p in zip(found, adjusted, strict=True)
         ]
         return table(
@@ -234,7 +238,7 @@ def computed(report: Report) -> dict[str, Callable[..., str]]:
         rows = []
         for one, other in PAIRS:
             means = (report.paired_over_examples(part, one, other, task, model) for task in tasks)
-            told = ["" if mean is None else f"{mean.value:+.1f} ± {mean.half:.1f}" for mean in means]
+            told = ["" if mean is None else signed(mean) for mean in means]
             rows.append([f"{called(one)} − {called(other)}", *told])
         return table([model, *tasks], rows, right=len(tasks))
 

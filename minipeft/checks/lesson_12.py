@@ -41,8 +41,8 @@ def judge_unfair(unfair: Callable[..., Any]) -> None:
         tables.append(list(reversed(_table((name,), counts=((3, 6), (3, 6)), sweep_seed=11))))
     tables += [_table((), counts=((2, 5), (2, 5)), sweep_seed=3), _table((), counts=((4, 3), (4, 0)))]
     for name in ("steps", "examples"):  # among the trials alone
-        tables.append([{**row, name: 99} if row["stage"] == "sweep" else row for row in _table((), culprit=0)])
-        tables[-1] = [{**row, name: 400} if row["method"] == "prefix" else row for row in tables[-1]]
+        odd = ("soft_prompt", "sweep")
+        tables.append([{**row, name: 99} if (row["method"], row["stage"]) == odd else row for row in _table(())])
     lent = [dict(row) for row in _table(())]  # a final run of one method with the seed of the other's trials
     for row in lent:
         if (row["method"], row["stage"]) == ("prefix", "sweep") or (row["method"], row["seed"]) == ("soft_prompt", 3):

@@ -209,10 +209,7 @@ def _over_axis(report: "Report", part: Part, axis: str) -> Any:
         panel.set_xlabel(f"{told} (log scale)", fontsize=10)
         panel.set_ylabel(_measure(report.cells(part.name, task=task, model=model)), fontsize=10)
         panel.set_title(f"{task}, {model}: mean and 95 % interval over seeds", fontsize=11, loc="left")
-        places = [
-            float(str(value).partition("=")[2]) if by_numbers else _number(value, report, part, axis)
-            for value in values
-        ]
+        places = [_number(value, report, part, axis) for value in values]
         panel.set_xticks(places, [axis_told(value).split()[-1] for value in values], fontsize=9)
         panel.minorticks_off()
         panel.legend(frameon=False, fontsize=9)

@@ -1,6 +1,6 @@
 """What a study found: scores, costs and differences, all computed from the rows of its results."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,8 +77,7 @@ class Report:
         self.study = study
         self._found = {part.name: list(results.of(study, part)) for part in study.parts}
         """Of each part its runs with their rows."""
-        self.missing = {part.name: results.missing(study, part) for part in study.parts}
-        """How many runs of each part are not done."""
+        self._missing = {part.name: results.missing(study, part) for part in study.parts}
 
     def rows(self, part: str, stage: str | None = None) -> list[Row]:
         """The rows of a part, of one stage or both."""
@@ -190,8 +189,8 @@ class Report:
                 found[start_of(trial), float(trial["lr"])] = row["dev"]
         return found
 
-    def unfinished(self) -> Iterator[str]:
-        """A line for each part that is not whole."""
-        for name, missing in self.missing.items():
-            if missing:
+    def unfinished(self, but: Collection[str] = ()) -> Iterator[str]:
+        """A line for each part that is not whole, `but` for those named."""
+        for name, missing in self._missing.items():
+            if missing and name not in but:
                 yield f"{name}: {missing} runs are not done yet."
