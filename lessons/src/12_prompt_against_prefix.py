@@ -173,7 +173,7 @@ check("12a", by_rows)
 # which nothing is trained.
 
 # %% tags=["figure"]
-cells = {called(cell.contender): cell for cell in report.cells("main", task="movie", model="nano")}
+cells = {cell.contender: cell for cell in report.cells("main", task="movie", model="nano")}
 trained = {name: cell for name, cell in cells.items() if cell.of("kept")}
 scores = {name: (cell.mean.value, cell.mean.half) for name, cell in trained.items()}
 timed = {name: report.timed(cell) for name, cell in trained.items()}
@@ -182,7 +182,7 @@ costs = {
     "bytes a task": {name: cell.of("bytes") for name, cell in trained.items()},
     "core seconds of a run": {name: one.of("seconds") for name, one in timed.items() if one},
 }
-hard = cells["best hard prompt, calibrated"].mean.value
+hard = cells["calibrated_prompt"].mean.value
 scores_over_costs(
     scores,
     costs,
@@ -197,14 +197,14 @@ scores_over_costs(
 
 # %%
 accuracy = {name: round(mean, 1) for name, (mean, _) in scores.items()}
-four = {name: accuracy[name] for name in ("LoRA", "linear probe", "prefix, no MLP", "soft prompt")}
-print(four)
-assert four == {"LoRA": 68.6, "linear probe": 64.7, "prefix, no MLP": 58.7, "soft prompt": 54.9}
-assert round(four["LoRA"] - four["soft prompt"], 1) == 13.7
-assert cells["linear probe"].of("kept") == 514
-assert cells["LoRA"].rows[0]["settings"]["rank"] == 8
-assert (accuracy["full finetuning"], accuracy["IA³"], round(hard, 1)) == (76.8, 67.1, 56.7)
-assert (cells["IA³"].of("kept"), cells["LoRA"].of("kept")) == (10_752, 49_152)
+four = {name: accuracy[name] for name in ("lora", "linear_probe", "prefix", "soft_prompt")}
+print({called(name): right for name, right in four.items()})
+assert four == {"lora": 68.6, "linear_probe": 64.7, "prefix": 58.7, "soft_prompt": 54.9}
+assert round(four["lora"] - four["soft_prompt"], 1) == 13.7
+assert cells["linear_probe"].of("kept") == 514
+assert cells["lora"].rows[0]["settings"]["rank"] == 8
+assert (accuracy["full"], accuracy["ia3"], round(hard, 1)) == (76.8, 67.1, 56.7)
+assert (cells["ia3"].of("kept"), cells["lora"].of("kept")) == (10_752, 49_152)
 
 # %% [markdown]
 # 13.7 points from LoRA (68.6) to the soft prompt (54.9), and the probe with its 514 numbers (64.7) is ahead of prompt
@@ -221,12 +221,12 @@ assert 1_200 * 32 == 6 * 6_400
 assert finals[0]["read"] == 6_384
 curves = {
     name: [sum(row["dev_curve"][point][1] for row in cells[name].rows) / 3 for point in range(4)]
-    for name in ("soft prompt", "prefix, no MLP", "linear probe")
+    for name in ("soft_prompt", "prefix", "linear_probe")
 }
 for name, curve in curves.items():
     told = " ".join(f"{100 * one:.1f}" for one in curve)
-    print(f"{name:16} on dev, after 100, 200, 300 and 400 steps: {told}")
-assert curves["prefix, no MLP"][3] - curves["prefix, no MLP"][2] > 0.02
+    print(f"{called(name):16} on dev, after 100, 200, 300 and 400 steps: {told}")
+assert curves["prefix"][3] - curves["prefix"][2] > 0.02
 assert finals[0]["dev_curve"][3][0] == 400
 
 # %% [markdown]
@@ -243,8 +243,8 @@ def ordered(axis: str):
     cheapest, dearest = names[0], names[-1]
     times = of[dearest] / of[cheapest]
     bars(
-        {f"{name} ({accuracy[name]:.1f} %)": of[name] for name in names},
-        f"From {cheapest} to {dearest}: {times:,.0f} times as much",
+        {f"{called(name)} ({accuracy[name]:.1f} %)": of[name] for name in names},
+        f"From {called(cheapest)} to {called(dearest)}: {times:,.0f} times as much",
         axis + ("; every mark is ten times the one before" if times > 10 else ""),
         "{:,.0f}",
         log=times > 10,
@@ -403,7 +403,7 @@ over = report.over_models("movie")
 shown = {name: over[name] for name in ("full", "lora", "linear_probe", "prefix", "soft_prompt")}
 models = ["pico", "nano", "micro"]
 lines = {
-    called(name): {m: (found[m].mean.value, found[m].mean.half) for m in models}
+    name: {m: (found[m].mean.value, found[m].mean.half) for m in models}
     for name, found in shown.items()
 }
 scores_over_models(

@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from minipeft.compare.tables import called
 from minipeft.course.figures import show
 from minipeft.plots import GREY
 
 Scores = Mapping[str, tuple[float, float]]
-"""By method: the mean over seeds, and half of its 95 % interval."""
+"""By contender, such as "soft_prompt": the mean over seeds, and half of its 95 % interval."""
 
 
 def scores_over_costs(
@@ -45,8 +46,9 @@ def scores_over_costs(
         ha="left", va="top", fontsize=9, color=GREY,
     )  # fmt: skip
     names = [name for name in scores if name in handles]
+    told = [called(name) for name in names]
     figure.legend(
-        [handles[name] for name in names], names, loc="outside lower center", ncols=4, fontsize=9, frameon=False
+        [handles[name] for name in names], told, loc="outside lower center", ncols=4, fontsize=9, frameon=False
     )
     figure.suptitle(title, fontsize=12, x=0.01, ha="left")
     pyplot.show()
@@ -62,20 +64,17 @@ def scores_over_models(scores: Mapping[str, Scores], models: Sequence[str], titl
         means, halves = ([found[model][which] for model in models] for which in (0, 1))
         style = {**_style(name, place), "linestyle": "-"}
         axes.errorbar([at + shifts[place] for at in range(len(models))], means, yerr=halves, **style)
-        axes.annotate(
-            name, (len(models) - 1, means[-1]), (22, 0), textcoords="offset points", color=style["color"], va="center"
-        )
+        end = (len(models) - 1, means[-1])
+        axes.annotate(called(name), end, (22, 0), textcoords="offset points", color=style["color"], va="center")
     axes.set_xticks(range(len(models)), models, fontsize=10)
     axes.set_xlim(-0.15, len(models) - 0.3)
     axes.set_ylabel(y_name, fontsize=10)
     show(axes, title, "")
 
 
-def _style(name: str, place: int) -> dict[str, Any]:
+def _style(contender: str, place: int) -> dict[str, Any]:
     """Colour by the door a method comes in by, marker by its place."""
     from minipeft.compare.figures import MARKERS, colour_of
-    from minipeft.compare.tables import NAMES
 
-    contender = next((key for key, told in NAMES.items() if told == name), name.replace(" ", "_"))
     marker, colour = MARKERS[place % len(MARKERS)], colour_of(contender)
     return {"fmt": marker, "color": colour, "markersize": 7, "linewidth": 1.5, "elinewidth": 1.2, "capsize": 2.5}
