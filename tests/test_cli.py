@@ -1,5 +1,6 @@
 """The command line: what it does on a tiny model, and the one sentence that every mistake ends in."""
 
+import csv
 import errno
 import json
 import os
@@ -32,6 +33,7 @@ from minipeft.methods import LoRA, SoftPrompt
 from minipeft.metrics import PICTURE_FILE
 from minipeft.pretrain import CONFIGS, TOKENS_FOLDER
 from minipeft.sampling import Sampling
+from minipeft.tasks import task_from_file
 from minipeft.token_files import TokenFiles, prepare_tokens
 from minipeft.tokenizer import Tokenizer
 from minipeft.training_state import METRICS_FILE, STATE_FILE
@@ -309,6 +311,10 @@ OTHER_MISTAKES = {
     "unknown split": (f"{EVAL} --split valid", "split is 'valid'; it can be train, dev or test."),
     "nothing to measure": (EVAL_NOTHING, "say what to measure: --adapter DIR, or a hard prompt by --template"),
     "two to measure": (f"{EVAL} --template '{{{{text}}}}'", "say what to measure: --adapter DIR, or a hard prompt"),
+    "answers without labels": (
+        f"eval {MODEL} --data {{inputs}}/texts.txt --adapter nowhere --answers {{out}}/answers.csv",
+        "has no labels, so there are no answers to write: leave --answers out.",
+    ),
     "unknown file to measure": (f"eval {MODEL} --task text --data {{inputs}}/nowhere.txt", "there is no file"),
     "no text named": (f"eval {MODEL} --task text", "say which text: minipeft eval --task text --data FILE"),
     "stride too long": (
@@ -702,6 +708,7 @@ def test_a_tuned_method_can_be_measured_inspected_and_used(
     start, name = TUNE.replace("soft_prompt", method).replace("--length 4", ""), "stack" if "+" in method else method
     tuned = assert_done(run(start, options))
     assert tuned.out.startswith(f"{trained:,} trained numbers, best at step 5 of 5, dev score ")
+    assert re.search(r"dev score \d\.\d+ \(the commonest label alone: [01]\.\d{4}\), \d+ s\.", tuned.out)
     assert f"minipeft generate $'TEXT\\nLabel:' --adapter {tuned.folder} --model " in tuned.out
     assert set(tuned.files()) == {CONFIG_FILE, WEIGHTS_FILE, STATE_FILE, METRICS_FILE, PICTURE_FILE, "report.json"}
     report = read_json(tuned.folder / "report.json")
@@ -709,8 +716,15 @@ def test_a_tuned_method_can_be_measured_inspected_and_used(
 
     dtype = torch.bfloat16 if "bfloat16" in options else torch.float32
     assert load(tuned.folder, GPT2.from_pretrained(inputs / "model", dtype=dtype)).method.name == name
-    measured = assert_done(run(EVAL, "--adapter {out} --split dev")).out
+    measured = assert_done(run(EVAL, "--adapter {out} --split dev --answers {out}/new/answers.csv")).out
     assert f"{report['dev_accuracy']:.1%} ±" in measured
+    with open(tuned.folder / "new" / "answers.csv", newline="", encoding="utf-8") as file:
+        answers = list(csv.DictReader(file))
+    labelled = task_from_file(inputs / "reviews.tsv", "text", "label")
+    dev = labelled.splits["dev"]
+    assert [(row["text"], row["label"]) for row in answers] == [(one.text, one.target) for one in dev]
+    assert {row["answer"] for row in answers} <= set(labelled.labels)
+    assert sum(row["answer"] == row["label"] for row in answers) / len(dev) == pytest.approx(report["dev_accuracy"])
     if dtype is torch.float32:  # eval reads the base in fp32
         assert f"{report['dev_loss']:.3f}" in measured
     assert (

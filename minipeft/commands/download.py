@@ -80,5 +80,6 @@ def _table() -> Table:
         except CheckpointError:
             here = "damaged"
         count = model.config.num_parameters()
-        table.add_row(name, f"{count:,}", f"{4 * count / 1e6:,.0f}", model.repo, here)
+        masks = model.config.n_layer * model.config.n_positions**2  # which the public files hold, too
+        table.add_row(name, f"{count:,}", f"{4 * (count + masks) / 1e6:,.0f}", model.repo, here)
     return table

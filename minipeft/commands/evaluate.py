@@ -1,5 +1,7 @@
 """`minipeft eval`: measure an adapter, a hard prompt, or a model as it is."""
 
+import csv
+import io
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -52,6 +54,9 @@ def evaluate(
     limit: Limit = None,
     as_is: Annotated[bool, typer.Option("--as-is", help="Keep the spaces that WikiText has before its signs.")] = False,
     fill: Annotated[Path | None, typer.Option(help="Write the values into this table (docs/reference.md).")] = None,
+    answers: Annotated[
+        Path | None, typer.Option(help="Write each text, its label and the label it was given, a .csv file.")
+    ] = None,
 ) -> None:
     """Measure an adapter or a hard prompt on a task, or what a model can do without training.
 
@@ -64,6 +69,8 @@ def evaluate(
 
     `minipeft eval --template "{text} All in all, it was" --task movie --split dev`
 
+    `minipeft eval --adapter runs/tickets --data tickets.csv --input message --target team --answers answers.csv`
+
     `minipeft eval --task wikitext2 --model gpt2`
 
     `minipeft eval --task text --data book.txt --stride 128`
@@ -72,7 +79,7 @@ def evaluate(
     from minipeft.zero_shot.tasks import PINNED
 
     if task in ZERO_SHOT:
-        if template is not None or input_column or target or truncate or kind != "auto" or split != "test":
+        if template is not None or input_column or target or truncate or kind != "auto" or split != "test" or answers:
             raise ValueError(f"{task} is measured as it is: without --template, --input, --target, --kind, --split …")
         settings = Settings(stride, batch_size, limit, as_is)
         if fill is not None and (adapter or dtype is not Dtype.float32 or settings != Settings(batch_size=batch_size)):
@@ -83,9 +90,8 @@ def evaluate(
         return
     if stride is not None or limit is not None or as_is or fill is not None:
         raise ValueError(f"--stride, --limit, --as-is and --fill are for {', '.join(ZERO_SHOT)}.")
-    _labelled(
-        adapter, template, choose_task(task, data, input_column, target, kind), split, model, device, dtype, truncate
-    )
+    what = choose_task(task, data, input_column, target, kind)
+    _labelled(adapter, template, what, split, model, device, dtype, truncate, answers)
 
 
 def _labelled(
@@ -97,10 +103,11 @@ def _labelled(
     device: str,
     dtype: Dtype,
     truncate: bool,
+    answers: Path | None,
 ) -> None:
     """A task with examples in splits: accuracy or loss of an adapter or a hard prompt."""
     from minipeft.evaluate import evaluate as measure
-    from minipeft.evaluate import majority
+    from minipeft.evaluate import label_log_likelihoods, majority, score_labels
     from minipeft.methods import HardPrompt
     from minipeft.tune import encoder_for
     from minipeft.tuned import attach, load
@@ -109,9 +116,18 @@ def _labelled(
         raise ValueError('say what to measure: --adapter DIR, or a hard prompt by --template "{text} It was".')
     if split not in what.splits:
         raise ValueError(f"split is {split!r}; it can be train, dev or test.")
+    if answers is not None and not what.labels:
+        raise ValueError(f"{what.name} has no labels, so there are no answers to write: leave --answers out.")
     base = load_model(model, device, dtype.value)
     tuned = attach(base, HardPrompt(template)) if template is not None else load(str(adapter), base)
-    score = measure(tuned, encoder_for(tuned, what, truncate), what.splits[split])
+    encoder, examples = encoder_for(tuned, what, truncate), what.splits[split]
+    if answers is None:
+        score = measure(tuned, encoder, examples)
+    else:
+        found = label_log_likelihoods(tuned.eval(), encoder, examples)
+        score = score_labels(encoder, examples, found)
+        likeliest = [what.labels[number] for number in found.argmax(dim=1)]
+        _write_answers(answers, [(one.text, one.target, given) for one, given in zip(examples, likeliest, strict=True)])
     table = Table(title=f"{what.name}, {split}: {score.examples:,} examples")
     if what.labels:
         table.add_column("method")
@@ -125,6 +141,16 @@ def _labelled(
         table.add_column("loss", justify="right")
         table.add_row(tuned.method.name, f"{score.loss:.3f}")
     plain_console().print(table)
+
+
+def _write_answers(path: Path, rows: list[tuple[str, str, str]]) -> None:
+    """A line for each text of a split, in its order."""
+    from minipeft.files import write_atomically
+
+    told = io.StringIO()
+    csv.writer(told, lineterminator="\n").writerows([("text", "label", "answer"), *rows])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, told.getvalue().encode("utf-8"))
 
 
 def _zero_shot(

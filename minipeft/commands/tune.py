@@ -107,6 +107,7 @@ def tune(
     `torchrun --nproc-per-node 2 -m minipeft.cli tune full --task movie --shard --out runs/full`
     """
     from minipeft.distributed import joined
+    from minipeft.evaluate import majority
     from minipeft.tune import TuneConfig
     from minipeft.tune import tune as run
 
@@ -139,9 +140,10 @@ def tune(
         except KeyboardInterrupt:
             stopped(out, team, overwrite)
     if team.is_writer:
+        beside = f" (the commonest label alone: {majority(what, 'dev').accuracy:.4f})" if what.labels else ""
         plain_console().print(
             f"{tuned.num_trainable():,} trained numbers, best at step {result.best_step} of {result.step}, "
-            f"dev score {result.best_score:.4f}, {result.seconds:.0f} s. The adapter is in {out}."
+            f"dev score {result.best_score:.4f}{beside}, {result.seconds:.0f} s. The adapter is in {out}."
             + unfinished(result.step, config),
             highlight=False,
             soft_wrap=True,
