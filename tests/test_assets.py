@@ -84,7 +84,7 @@ def test_a_steering_prompt_predicts_its_own_texts_best(name: str, nano: GPT2) ->
         "This other Eden, demi-paradise,\nThis fortress built by Nature for herself\n"
     )
     movie = TASKS["movie"]().splits["dev"]
-    texts = [verse] if name == "shakespeare" else [row.text for row in movie if row.target == name][:150]
+    texts = [verse] if name == "shakespeare" else [row.text for row in movie if row.target == name][:60]
     prompts = [path.parent.name for path in SHIPPED_ADAPTERS.glob("*/adapter_config.json")]
     assert set(prompts) == {"positive", "negative", "shakespeare"}
     costs = {}

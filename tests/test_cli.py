@@ -29,7 +29,7 @@ from minipeft.config import GPT2Config
 from minipeft.corpus import build_corpus, is_held_out
 from minipeft.files import json_bytes, read_json
 from minipeft.gpt2 import GPT2
-from minipeft.methods import LoRA, SoftPrompt
+from minipeft.methods import METHODS, LoRA, SoftPrompt
 from minipeft.metrics import PICTURE_FILE
 from minipeft.pretrain import CONFIGS, TOKENS_FOLDER
 from minipeft.sampling import Sampling
@@ -770,10 +770,15 @@ def test_a_plan_tells_what_a_step_needs_without_weights(run: Run) -> None:
 
 
 def test_a_plan_shows_every_method_and_what_to_lower(run: Run) -> None:
-    told = assert_done(run("plan --model {inputs}/model --tokens 32 --batch-size 2048 --memory 200MB")).out
+    command = "plan --model {inputs}/model --tokens 32"
+    told = assert_done(run(command, "--batch-size 4 --memory 1GB")).out
+    rows = {line.split()[0] for line in told.splitlines() if " yes " in line}
+    assert rows == METHODS.keys() - {"hard_prompt"}
     assert "prefix --reparam 512" in told
+    told = assert_done(run(command, "--method lora --batch-size 2048 --memory 200MB")).out
     assert re.search(r"lora fits with --micro-batch \d+: 1\d\d MB", told), told
-    assert "lora does not fit, whatever is lowered." in assert_done(run("plan --method lora --memory 20MB")).out
+    told = assert_done(run(command, "--method lora --batch-size 2 --memory 20MB")).out
+    assert "lora does not fit, whatever is lowered." in told
 
 
 def test_a_plan_for_a_gpu_tells_operations_or_with_its_rate_seconds(run: Run) -> None:

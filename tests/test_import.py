@@ -23,7 +23,7 @@ HEAVY = {
     "ipywidgets",
     "sklearn",
 }
-PAIRS, MOST = 5, 1.3
+PAIRS, MOST = 3, 1.3
 
 
 def output_of(program: str) -> str:

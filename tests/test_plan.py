@@ -56,8 +56,8 @@ def test_as_many_rows_are_taken_as_fit() -> None:
 
 @pytest.mark.parametrize("method", [Prefix(5, None), FullFinetuning(), None])
 def test_a_plan_never_needs_more_than_there_is(method: Method | None) -> None:
-    work = replace(WORK, method=method, batch_size=24)
-    least, most = (needed_bytes(rehearse(replace(work, batch_size=n, accumulates=n == 1))) for n in (1, 24))
+    work = replace(WORK, method=method, batch_size=8)
+    least, most = (needed_bytes(rehearse(replace(work, batch_size=n, accumulates=n == 1))) for n in (1, 8))
     rows = []
     for share in (0.1, 0.4, 0.7, 0.95):
         room = round((least + share * (most - least)) / SAFE)
@@ -82,7 +82,7 @@ def test_of_many_rows_a_few_tell_the_rest(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_what_has_to_change_is_told_in_the_words_of_the_command_line() -> None:
     work = Work(
-        GPT2Config(n_layer=3, n_head=2, n_embd=128, vocab_size=512), LoRA(), batch_size=8, length=512, scored=40
+        GPT2Config(n_layer=3, n_head=2, n_embd=128, vocab_size=512), LoRA(), batch_size=4, length=512, scored=40
     )
     needs = {
         "bfloat16": replace(work, batch_size=1, dtype=torch.bfloat16),

@@ -1,8 +1,8 @@
 """Full finetuning learns what `transformers` with PyTorch's AdamW learns: the same losses, step by step.
 
 The protocol is that of the public losses of GPT-2 small (llm.c's `train_gpt2.py`): ten steps on one batch of 4 × 64
-tokens, AdamW at 1e-4 with (0.9, 0.999) and decay 0.01. The start is random, since the public weights are not at hand;
-decay is on matrices alone on both sides, as GPT-2 was trained.
+tokens (at GPT-2 small's size 1 × 64), AdamW at 1e-4 with (0.9, 0.999) and decay 0.01. The start is random, since the
+public weights are not at hand; decay is on matrices alone on both sides, as GPT-2 was trained.
 """
 
 from pathlib import Path
@@ -17,30 +17,31 @@ from minipeft.metrics import read_metrics
 from minipeft.train import train
 from minipeft.train_config import TrainConfig
 
-STEPS, ROWS, LENGTH = 10, 4, 64
+STEPS, LENGTH = 10, 64
 CONSTANT = {"warmup": 0.0, "schedule": "wsd", "decay": 0.0, "clip": 0.0}
-SHAPES: dict[str, dict[str, Any]] = {
-    "tiny": {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 128, "vocab_size": 600},
-    "GPT-2 small": {},
+SHAPES: dict[str, tuple[dict[str, Any], int]] = {
+    "tiny": ({"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 128, "vocab_size": 600}, 4),
+    "GPT-2 small": ({}, 1),
 }
+"""Settings, and rows of a batch."""
 
 
-def batch_of_text(vocab_size: int) -> Tensor:
+def batch_of_text(rows: int, vocab_size: int) -> Tensor:
     """Rows of 65 neighbouring tokens, of which 64 are learned; a made-up text that repeats itself here and there."""
     draw = torch.Generator().manual_seed(0)
-    text = torch.randint(min(vocab_size, 500), (ROWS * LENGTH + 1,), generator=draw)
-    return torch.stack([text[start : start + LENGTH + 1] for start in range(0, ROWS * LENGTH, LENGTH)])
+    text = torch.randint(min(vocab_size, 500), (rows * LENGTH + 1,), generator=draw)
+    return torch.stack([text[start : start + LENGTH + 1] for start in range(0, rows * LENGTH, LENGTH)])
 
 
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
-def test_ten_steps_have_the_losses_of_transformers(shape: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("shape", "rows"), SHAPES.values(), ids=SHAPES.keys())
+def test_ten_steps_have_the_losses_of_transformers(shape: dict[str, Any], rows: int, tmp_path: Path) -> None:
     import transformers
 
     torch.manual_seed(0)
     dropouts = {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
     theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape, **dropouts)).train()
     theirs.save_pretrained(tmp_path / "start")
-    tokens = batch_of_text(theirs.config.vocab_size)
+    tokens = batch_of_text(rows, theirs.config.vocab_size)
     groups = [
         {"params": [p for p in theirs.parameters() if (p.dim() >= 2) is matrices], "weight_decay": decay}
         for matrices, decay in ((True, 0.01), (False, 0.0))
@@ -55,7 +56,7 @@ def test_ten_steps_have_the_losses_of_transformers(shape: dict[str, Any], tmp_pa
     del theirs, optimizer, groups
 
     ours = GPT2.from_pretrained(tmp_path / "start").use_kernels().train()
-    config = TrainConfig(STEPS, 1e-4, ROWS, weight_decay=0.01, save_seconds=1e9, **CONSTANT)
+    config = TrainConfig(STEPS, 1e-4, rows, weight_decay=0.01, save_seconds=1e9, **CONSTANT)
     train(dict(ours.named_parameters()), lambda _: ours.loss(tokens, tokens), config, tmp_path / "run")
     losses = [row["loss"] for row in read_metrics(tmp_path / "run")]
     assert losses == pytest.approx(wanted, abs=1e-4)
