@@ -50,16 +50,17 @@ clean: ## remove demo/, dist/ and caches (.venv/, build/ and runs/ stay)
 	rm -rf demo dist docs/_build docs/lessons docs/cards docs/command_line.md docs/contributing.md .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name .venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# --no-compile: Python compiles what is imported, and most of these libraries never is.
 .venv/.installed: pyproject.toml constraints.txt | $(BIN)/pip
-	$(BIN)/python -m pip install -q -c constraints.txt -e .
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e .
 	@touch $@
 
 .venv/.installed-test: pyproject.toml constraints.txt | $(BIN)/pip
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[test]"
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e ".[test]"
 	@touch .venv/.installed $@
 
 .venv/.installed-site: pyproject.toml constraints.txt | $(BIN)/pip
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[site]"
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e ".[site]"
 	@touch .venv/.installed $@
 
 $(BIN)/pip:
