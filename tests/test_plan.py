@@ -82,7 +82,7 @@ def test_of_many_rows_a_few_tell_the_rest(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_what_has_to_change_is_told_in_the_words_of_the_command_line() -> None:
     work = Work(
-        GPT2Config(n_layer=3, n_head=2, n_embd=128, vocab_size=512), LoRA(), batch_size=4, length=512, scored=40
+        GPT2Config(n_layer=2, n_head=2, n_embd=128, vocab_size=512), LoRA(), batch_size=4, length=512, scored=40
     )
     needs = {
         "bfloat16": replace(work, batch_size=1, dtype=torch.bfloat16),

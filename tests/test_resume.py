@@ -27,7 +27,7 @@ from tests.models import random_model
 from tests.test_train import assert_identical, assert_same_run, rows_of
 
 ROOT = Path(__file__).parents[1]
-KILLS = {"run_tune": 3, "run_pretrain": 6}
+KILLS = {"run_tune": 2, "run_pretrain": 5}
 PATIENCE_SECONDS = 120
 STEPS = 60
 
