@@ -19,11 +19,13 @@ import torch
 
 import minipeft as mp
 from minipeft.commands.compare import CONTENDERS
+from minipeft.commands.method_options import choose_methods
 from minipeft.compare import Results, Study, StudyError, compete, inputs, read_study, study_of, writing
 from minipeft.compare.bare import LinearProbe
 from minipeft.compare.compete import STUDY_FILE
 from minipeft.compare.contenders import USUAL, method_of, resized, unstarted
 from minipeft.compare.figures import over_models
+from minipeft.compare.keep import method_words
 from minipeft.compare.machine import Meter
 from minipeft.compare.pages import (
     comma_separated,
@@ -43,9 +45,12 @@ from minipeft.compare.statistics import differences, holm, mean_of
 from minipeft.compare.study import Run
 from minipeft.compare.writing import distinct, overlap
 from minipeft.generate import generate
+from minipeft.methods import METHODS
 from minipeft.overview import count
+from minipeft.pretrain import CONFIGS
 from minipeft.tasks import Encoder, Example, Task
 from minipeft.train_config import TrainConfig
+from minipeft.tune import _settings
 
 WORDS = {"good": ("fine", "lovely", "great"), "bad": ("awful", "dull", "poor")}
 
@@ -693,6 +698,34 @@ def test_the_report_is_computed_from_the_rows_alone(finished: tuple[Study, Path]
     assert len(paths[1].read_text(encoding="utf-8").splitlines()) == 1 + len(Results(out / RESULTS_FILE).rows)
     report = Report(study, Results(out / RESULTS_FILE))
     assert (markdown(report), comma_separated(report)) == (text, paths[1].read_text(encoding="utf-8"))
+
+
+def test_the_report_ends_with_the_command_for_what_did_best(finished: tuple[Study, Path]) -> None:
+    study, out = finished
+    told = markdown(Report(study, Results(out / RESULTS_FILE)))
+    rows = [row for row in Results(out / RESULTS_FILE).rows.values() if row["stage"] == "final" and row["kept"]]
+    scores: dict[str, list[float]] = {}
+    for row in rows:
+        if row["contender"] != "linear_probe":
+            scores.setdefault(row["contender"], []).append(row["test"]["accuracy"])
+    best = max(scores, key=lambda name: sum(scores[name]) / len(scores[name]))
+    method = next(row["settings"]["name"] for row in rows if row["contender"] == best)
+    assert f"\nminipeft tune {method} --task tiny --model pico " in told
+    assert f"--truncate --out runs/tiny_pico_{best}\n" in told
+
+
+@pytest.mark.parametrize("name", [name for name, one in USUAL.items() if one.method in METHODS])
+def test_a_row_s_settings_are_options_that_mean_the_same(name: str) -> None:
+    contender = USUAL[name]
+    for trial in range(len(contender.trials)):
+        method = method_of(contender, trial, None, CONFIGS["pico"])
+        row = {"name": method.name, **json.loads(json.dumps(_settings(method))), "lr": 0.1}
+        words = list(method_words(row))
+        given = dict(zip(words[::2], words[1::2], strict=True))
+        options = {one: given.get(f"--{one}") for one in ("length", "init", "reparam")}
+        numbers = {one: int(options[one]) if options[one] else None for one in ("length", "reparam")}
+        sets = [value for option, value in zip(words[::2], words[1::2], strict=True) if option == "--set"]
+        assert choose_methods(contender.method, {**options, **numbers}, sets) == method
 
 
 def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path: Path) -> None:

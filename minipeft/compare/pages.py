@@ -7,6 +7,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from minipeft.compare.keep import commands
 from minipeft.compare.report import MEASURES, Report
 from minipeft.compare.results import RESULTS_FILE, Results
 from minipeft.compare.statistics import mean_of
@@ -171,6 +172,8 @@ def markdown(report: Report) -> str:
     for part in report.study.parts:
         if report.rows(part.name):
             lines += [f"## {part.name}", "", *(f"{one}\n" for one in _whole(report, part))]
+            if kept := "\n".join(commands(report, part.name)):
+                lines += [f"What did best of all that is tuned, once more and to keep:\n\n```\n{kept}\n```\n"]
     over = {task: models_table(report, task) for task in report.study.tasks}
     if any(over.values()):
         lines += ["## From model to model", "", *(f"{task}:\n\n{told}\n" for task, told in over.items() if told)]

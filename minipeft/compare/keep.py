@@ -1,0 +1,75 @@
+"""What did best, as a command: the line of `minipeft tune` that trains it once more, to keep and use it."""
+
+import shlex
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+from minipeft.compare.report import MEASURES, Cell, Report
+from minipeft.compare.study import Study
+from minipeft.methods import METHODS
+
+OPTIONS = {"length": "--length", "init": "--init", "reparam": "--reparam"}
+"""Settings that have an option of their own; others go by `--set`."""
+
+
+def commands(report: Report, part: str) -> Iterator[str]:
+    """For each task and model of a part the command for what has the best mean on test of all that `tune` can train.
+
+    None where only prompts and the like were compared. With `--truncate`, as in a study; there, texts are cut to what
+    all contenders have room for.
+    """
+    told = report.study.part(part)
+    for task, model in product(told.tasks, told.models):
+        cells = report.cells(part, task=task, model=model, examples=None)
+        able = [cell for cell in cells if cell.rows[0].get("settings", {}).get("name") in METHODS]
+        if able:
+            yield shlex.join(_words(report.study, max(able, key=_goodness)))
+
+
+def _goodness(cell: Cell) -> float:
+    return cell.mean.value if MEASURES[cell.measure][2] else -cell.mean.value
+
+
+def _words(study: Study, cell: Cell) -> Iterator[str]:
+    settings = dict(cell.rows[0]["settings"])
+    yield from ("minipeft", "tune", settings["name"])
+    source = study.sources.get(cell.task)
+    if source is None:
+        yield from ("--task", cell.task)
+    else:
+        given = {"--data": source.data, "--input": source.input, "--target": source.target}
+        yield from (word for option, value in given.items() if value for word in (option, value))
+        if source.kind != "auto":
+            yield from ("--kind", source.kind)
+    yield from ("--model", study.models.get(cell.model, cell.model))
+    yield from method_words(settings)
+    steps = study.steps_of(study.part(cell.part))
+    every = min(study.eval_every, steps)
+    numbers = {"steps": steps, "batch-size": study.batch_size, "eval-every": every, "lr": settings["lr"], "seed": 1}
+    yield from (word for name, value in numbers.items() for word in (f"--{name}", str(value)))
+    if study.dtype != "float32":
+        yield from ("--dtype", study.dtype)
+    yield from ("--truncate", "--out", f"runs/{cell.task}_{cell.model}_{cell.contender}")
+
+
+def method_words(settings: dict[str, Any]) -> Iterator[str]:
+    """The options of `minipeft tune` for a row's settings, but for those that a method has anyway."""
+    usual = METHODS[settings["name"]](**({"reparam": None} if settings["name"] == "prefix" else {}))
+    for name, value in settings.items():
+        if name in ("name", "lr", "labels") or value == _as_stored(getattr(usual, name)):  # tune finds the labels
+            continue
+        if name in OPTIONS:
+            yield from (OPTIONS[name], str(value))
+        else:
+            yield from ("--set", f"{name}={_written(value)}")
+
+
+def _as_stored(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(value)
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
