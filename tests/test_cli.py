@@ -315,6 +315,14 @@ OTHER_MISTAKES = {
         f"eval {MODEL} --data {{inputs}}/texts.txt --adapter nowhere --answers {{out}}/answers.csv",
         "has no labels, so there are no answers to write: leave --answers out.",
     ),
+    "answers over a file": (
+        f"{EVAL} --adapter nowhere --answers {{inputs}}/reviews.tsv",
+        "reviews.tsv is there already, and stays as it is: give --answers another name.",
+    ),
+    "answers of a text": (
+        f"eval {MODEL} --task text --data {{inputs}}/texts.txt --answers {{out}}/answers.csv",
+        "text is measured as it is",
+    ),
     "unknown file to measure": (f"eval {MODEL} --task text --data {{inputs}}/nowhere.txt", "there is no file"),
     "no text named": (f"eval {MODEL} --task text", "say which text: minipeft eval --task text --data FILE"),
     "stride too long": (

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 import torch
 
 import minipeft as mp
+from minipeft import cli
 from minipeft.commands.compare import CONTENDERS
 from minipeft.commands.method_options import choose_methods
 from minipeft.compare import Results, Study, StudyError, compete, inputs, read_study, study_of, writing
@@ -700,18 +702,74 @@ def test_the_report_is_computed_from_the_rows_alone(finished: tuple[Study, Path]
     assert (markdown(report), comma_separated(report)) == (text, paths[1].read_text(encoding="utf-8"))
 
 
-def test_the_report_ends_with_the_command_for_what_did_best(finished: tuple[Study, Path]) -> None:
-    study, out = finished
-    told = markdown(Report(study, Results(out / RESULTS_FILE)))
-    rows = [row for row in Results(out / RESULTS_FILE).rows.values() if row["stage"] == "final" and row["kept"]]
-    scores: dict[str, list[float]] = {}
-    for row in rows:
-        if row["contender"] != "linear_probe":
-            scores.setdefault(row["contender"], []).append(row["test"]["accuracy"])
-    best = max(scores, key=lambda name: sum(scores[name]) / len(scores[name]))
-    method = next(row["settings"]["name"] for row in rows if row["contender"] == best)
-    assert f"\nminipeft tune {method} --task tiny --model pico " in told
-    assert f"--truncate --out runs/tiny_pico_{best}\n" in told
+def test_the_report_ends_with_the_command_for_what_did_best(
+    finished: tuple[Study, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each part's command, read by the command line, tunes the method that was best, as the study did."""
+    folder = tmp_path / "my data"
+    folder.mkdir()
+    films = [f"a {word} film, {n}\t{label}\n" for n in range(40) for word, label in (("fine", "good"), ("dull", "bad"))]
+    (folder / "films.tsv").write_text("".join(["text\tlabel\n", *films]), encoding="utf-8")
+    (folder / "prose.txt").write_text("".join(f"It was film {n}, and long.\n" for n in range(2000)))
+    told = settings(tasks=["films"], contenders=["majority", "soft_prompt", "full"], seeds=[4, 5])
+    told["tasks"] = {"films": {"data": str(folder / "films.tsv"), "input": "text", "target": "label"}}
+    told["tasks"]["prose"] = {"data": str(folder / "prose.txt")}
+    told["parts"].append(
+        {**told["parts"][0], "name": "prose", "tasks": ["prose"], "contenders": ["full", "soft_prompt"]}
+    )
+    told["parts"].append(
+        {**told["parts"][0], "name": "sized", "contenders": ["soft_prompt"], "sizes": ["length=2", "length=7"]}
+    )
+    told["parts"].append({**told["parts"][0], "name": "again", "chosen_by": "main"})
+    told["dtype"] = "bfloat16"
+    study, results = study_of(told), Results(tmp_path / RESULTS_FILE)
+    best = {"main": ("full", None), "prose": ("soft_prompt", None), "sized": ("soft_prompt", "length=7")}
+
+    def keep(run: Run, **found: object) -> None:
+        results.append({"key": study.key(run), **asdict(run), "commit": "", "dev": 0.5, **found})
+
+    for part in study.parts:
+        for run in study.sweep(part):
+            keep(run, diverged=None)
+        if part.chosen_by is None:
+            results.close(study, part)
+        for run in study.finals(part, results.choices(study, part)):
+            wins = best.get(part.name) == (run.contender, run.size)
+            found: dict[str, object] = {"test": {"perplexity": 2.0 if wins else 9.0}, "diverged": None, "settings": {}}
+            if part.name != "prose":
+                found["test"] = {"accuracy": 0.9 if wins else 0.5}
+            if run.contender != "majority":
+                contender = study.contenders[run.contender]
+                method = method_of(contender, run.trial, run.size, CONFIGS["pico"])
+                lr = contender.trials[run.trial]["lr"]
+                found["settings"] = {"name": method.name, **json.loads(json.dumps(_settings(method))), "lr": lr}
+            if (part.name, run.contender, run.seed) == ("main", "soft_prompt", 4):
+                found |= {"diverged": "the loss is nan", "test": {"accuracy": None}}
+            if (part.name, run.contender, run.seed) == ("main", "soft_prompt", 5):
+                found["test"] = {"accuracy": 1.0}  # the best by one run, of two
+            keep(run, **found)
+
+    lines = [line for line in markdown(Report(study, results)).splitlines() if line.startswith("minipeft tune ")]
+    assert len(lines) == len(set(re.findall(r"--out (\S+)", " ".join(lines)))) == len(best)
+    for line, (name, (contender, size)) in zip(lines, best.items(), strict=True):
+        seen: list[Any] = []
+
+        def tuning(base: mp.GPT2, *given: Any, seen: list[Any] = seen, **_: Any) -> None:
+            seen += [base, *given]
+            raise ValueError("it is seen")
+
+        monkeypatch.setattr("minipeft.tune.tune", tuning)
+        monkeypatch.setattr(sys, "argv", shlex.split(line))
+        with pytest.raises(SystemExit):
+            cli.main()
+        base, method, task, config, out = seen
+        assert base.config == CONFIGS["pico"]
+        assert method == method_of(study.contenders[contender], 0, size, CONFIGS["pico"])
+        assert task.labels == (() if name == "prose" else ("bad", "good"))
+        assert (config.steps, config.batch_size, config.eval_every, config.seed) == (3, 4, 2, 4)
+        assert (config.lr, config.truncate) == (study.contenders[contender].trials[0]["lr"], True)
+        assert "--dtype bfloat16" in line
+        assert out == Path("runs") / f"{name}_{task.name}_pico_{contender}"
 
 
 @pytest.mark.parametrize("name", [name for name, one in USUAL.items() if one.method in METHODS])

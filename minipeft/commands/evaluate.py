@@ -55,7 +55,7 @@ def evaluate(
     as_is: Annotated[bool, typer.Option("--as-is", help="Keep the spaces that WikiText has before its signs.")] = False,
     fill: Annotated[Path | None, typer.Option(help="Write the values into this table (docs/reference.md).")] = None,
     answers: Annotated[
-        Path | None, typer.Option(help="Write each text, its label and the label it was given, a .csv file.")
+        Path | None, typer.Option(help="Write each text, its label and the model's answer into this .csv file.")
     ] = None,
 ) -> None:
     """Measure an adapter or a hard prompt on a task, or what a model can do without training.
@@ -118,6 +118,8 @@ def _labelled(
         raise ValueError(f"split is {split!r}; it can be train, dev or test.")
     if answers is not None and not what.labels:
         raise ValueError(f"{what.name} has no labels, so there are no answers to write: leave --answers out.")
+    if answers is not None and answers.exists():
+        raise ValueError(f"{answers} is there already, and stays as it is: give --answers another name.")
     base = load_model(model, device, dtype.value)
     tuned = attach(base, HardPrompt(template)) if template is not None else load(str(adapter), base)
     encoder, examples = encoder_for(tuned, what, truncate), what.splits[split]
@@ -126,8 +128,6 @@ def _labelled(
     else:
         found = label_log_likelihoods(tuned.eval(), encoder, examples)
         score = score_labels(encoder, examples, found)
-        likeliest = [what.labels[number] for number in found.argmax(dim=1)]
-        _write_answers(answers, [(one.text, one.target, given) for one, given in zip(examples, likeliest, strict=True)])
     table = Table(title=f"{what.name}, {split}: {score.examples:,} examples")
     if what.labels:
         table.add_column("method")
@@ -141,6 +141,10 @@ def _labelled(
         table.add_column("loss", justify="right")
         table.add_row(tuned.method.name, f"{score.loss:.3f}")
     plain_console().print(table)
+    if answers is not None:
+        likeliest = [what.labels[number] for number in found.argmax(dim=1)]
+        _write_answers(answers, [(one.text, one.target, given) for one, given in zip(examples, likeliest, strict=True)])
+        plain_console().print(f"{len(examples):,} answers written into {answers}", highlight=False, soft_wrap=True)
 
 
 def _write_answers(path: Path, rows: list[tuple[str, str, str]]) -> None:

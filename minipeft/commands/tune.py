@@ -140,11 +140,13 @@ def tune(
         except KeyboardInterrupt:
             stopped(out, team, overwrite)
     if team.is_writer:
-        beside = f" (the commonest label alone: {majority(what, 'dev').accuracy:.4f})" if what.labels else ""
+        score = f"{result.best_score:.4f}"
+        if what.labels:  # without the loss that breaks ties
+            right = result.best_measured["dev_accuracy"]
+            score = f"{right:.4f} (the commonest label alone: {majority(what, 'dev').accuracy:.4f})"
         plain_console().print(
             f"{tuned.num_trainable():,} trained numbers, best at step {result.best_step} of {result.step}, "
-            f"dev score {result.best_score:.4f}{beside}, {result.seconds:.0f} s. The adapter is in {out}."
-            + unfinished(result.step, config),
+            f"dev score {score}, {result.seconds:.0f} s. The adapter is in {out}." + unfinished(result.step, config),
             highlight=False,
             soft_wrap=True,
         )

@@ -1,8 +1,9 @@
 """What did best, as a command: the line of `minipeft tune` that trains it once more, to keep and use it."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from minipeft.compare.report import MEASURES, Cell, Report
@@ -16,15 +17,23 @@ OPTIONS = {"length": "--length", "init": "--init", "reparam": "--reparam"}
 def commands(report: Report, part: str) -> Iterator[str]:
     """For each task and model of a part the command for what has the best mean on test of all that `tune` can train.
 
-    None where only prompts and the like were compared. With `--truncate`, as in a study; there, texts are cut to what
-    all contenders have room for.
+    None where only prompts and the like were compared, where a part takes over another's choices, or without all
+    examples. A contender is left out if a run of it diverged, or if a setting of it has no option. With `--truncate`,
+    as in a study; there, texts are cut to what all contenders have room for.
     """
     told = report.study.part(part)
+    if told.chosen_by is not None:
+        return
     for task, model in product(told.tasks, told.models):
         cells = report.cells(part, task=task, model=model, examples=None)
-        able = [cell for cell in cells if cell.rows[0].get("settings", {}).get("name") in METHODS]
-        if able:
+        if able := [cell for cell in cells if not cell.diverged and _has_command(cell.rows[0].get("settings", {}))]:
             yield shlex.join(_words(report.study, max(able, key=_goodness)))
+
+
+def _has_command(settings: dict[str, Any]) -> bool:
+    """Whether it is a method of `tune`, and all that it is set to can be written as an option."""
+    strange = [value for name, value in settings.items() if isinstance(value, dict) and value]
+    return settings.get("name") in METHODS and not strange
 
 
 def _goodness(cell: Cell) -> float:
@@ -43,26 +52,34 @@ def _words(study: Study, cell: Cell) -> Iterator[str]:
         if source.kind != "auto":
             yield from ("--kind", source.kind)
     yield from ("--model", study.models.get(cell.model, cell.model))
-    yield from method_words(settings)
+    yield from method_words(settings, study.contenders[cell.contender].settings.get("labels", ()))
     steps = study.steps_of(study.part(cell.part))
     every = min(study.eval_every, steps)
-    numbers = {"steps": steps, "batch-size": study.batch_size, "eval-every": every, "lr": settings["lr"], "seed": 1}
+    seed = cell.rows[0]["seed"]
+    numbers = {"steps": steps, "batch-size": study.batch_size, "eval-every": every, "lr": settings["lr"], "seed": seed}
     yield from (word for name, value in numbers.items() for word in (f"--{name}", str(value)))
     if study.dtype != "float32":
         yield from ("--dtype", study.dtype)
-    yield from ("--truncate", "--out", f"runs/{cell.task}_{cell.model}_{cell.contender}")
+    place = "_".join((cell.part, cell.task, Path(cell.model).name, cell.contender))
+    yield from ("--truncate", "--out", f"runs/{place}")
 
 
-def method_words(settings: dict[str, Any]) -> Iterator[str]:
-    """The options of `minipeft tune` for a row's settings, but for those that a method has anyway."""
+def method_words(settings: dict[str, Any], labels: Sequence[str] = ()) -> Iterator[str]:
+    """The options of `minipeft tune` for a row's settings, but for those that a method has anyway.
+
+    labels: those that a contender names itself; what is only in the row is the task's, which `tune` finds.
+    """
     usual = METHODS[settings["name"]](**({"reparam": None} if settings["name"] == "prefix" else {}))
     for name, value in settings.items():
-        if name in ("name", "lr", "labels") or value == _as_stored(getattr(usual, name)):  # tune finds the labels
+        if name in ("name", "lr", "labels") or value == _as_stored(getattr(usual, name)):
             continue
         if name in OPTIONS:
             yield from (OPTIONS[name], str(value))
         else:
             yield from ("--set", f"{name}={_written(value)}")
+
+    if labels:
+        yield from ("--set", f"labels={_written(list(labels))}")
 
 
 def _as_stored(value: Any) -> Any:

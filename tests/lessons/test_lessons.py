@@ -89,38 +89,27 @@ def test_notebooks_are_what_the_sources_say(lesson: Lesson) -> None:
 
 
 @each_lesson
-def test_the_solved_notebook_runs(lesson: Lesson, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At its end, in the same kernel, come the exercises as a learner finds them."""
+def test_the_notebook_runs_solved_and_goes_on_unsolved(lesson: Lesson, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind each check the exercise is put back as a learner finds it, so that all that follows runs without it."""
     monkeypatch.setenv("MINIPEFT_PROGRESS", os.devnull)
     monkeypatch.setenv("MINIPEFT_LESSONS_STILL", "1")
-    notebook = solved(lesson)
-    checks = [cell for cell in notebook.cells if "check" in tags(cell)]
     blank = [cell for cell in for_learners(lesson).cells if {"exercise", "check"} & set(tags(cell))]
     for cell in blank:
         cell["id"] += "-blank"
-    notebook.cells += blank
+    notebook, cells = solved(lesson), []
+    for cell in notebook.cells:
+        cells.append(cell)
+        if "check" in tags(cell):
+            cells += [blank.pop(0), blank.pop(0)]
+    notebook.cells = cells
     run(notebook, SECONDS_A_CELL, FOLDER)
-    assert all("right." in str(cell.outputs) for cell in checks)
-    assert all("is still empty" in str(cell.outputs) for cell in blank if "check" in tags(cell))
-
-
-@each_lesson
-def test_nothing_but_its_check_needs_what_a_learner_writes(lesson: Lesson) -> None:
-    """So the notebook that learners get runs wherever the solved one, with blank exercises at its end, does."""
-    functions = {exercise.function for name, exercise in EXERCISES.items() if name[:2] == lesson.number}
-    code = [cell for cell in for_learners(lesson).cells if cell.cell_type == "code"]
-    rest = [cell for cell in solved(lesson).cells if cell.cell_type == "code" and "exercise" not in tags(cell)]
-    assert [cell.source for cell in code if "exercise" not in tags(cell)] == [cell.source for cell in rest]
-    for cell in code:
-        tree = ast.parse(cell.source)
-        if "exercise" in tags(cell):
-            assert [getattr(node, "name", None) in functions for node in tree.body] == [True], cell.source
-        elif "check" not in tags(cell):
-            assert not {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} & functions, cell.source
+    said = [str(cell.outputs) for cell in cells if "check" in tags(cell)]
+    assert all("right." in one for one in said[::2])
+    assert all("is still empty" in one for one in said[1::2])
 
 
 def test_a_learner_who_solves_nothing_can_still_read_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One notebook as a whole: that the others can, too, is what the two tests above say."""
+    """One notebook as it is handed out; of the others the test above says it."""
     monkeypatch.setenv("MINIPEFT_PROGRESS", os.devnull)
     monkeypatch.setenv("MINIPEFT_LESSONS_STILL", "1")
     notebook = run(for_learners(LESSONS[0]), SECONDS_A_CELL, FOLDER)
