@@ -35,7 +35,8 @@ lint: .venv/.installed-test ## formatting, lint rules and types
 lessons: .venv/.installed-test ## make the notebooks from lessons/src, and run the solved ones
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python lessons/build.py
 
-bench: .venv/.installed-test ## speed and memory beside transformers and peft: keep the machine idle, about an hour
+bench: .venv/.installed-test ## long tests; speed and memory beside transformers and peft: keep the machine idle, about an hour
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -m long
 	for each in loading allocator loss packing attention plan communication decode; do HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/$$each.py || exit 1; done
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/train.py --cases ragged-8,e2e-8,e2e-16 --out runs/bench
 

@@ -59,7 +59,10 @@ def test_a_step_is_that_of_the_model_with_its_adapter(monkeypatch: pytest.Monkey
     "backend",
     [
         "eager",
-        pytest.param("inductor", marks=pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler: g++")),
+        pytest.param(
+            "inductor",
+            marks=[pytest.mark.long, pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler: g++")],
+        ),
     ],
 )
 def test_a_compiled_step_writes_the_same(backend: str) -> None:

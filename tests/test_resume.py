@@ -27,7 +27,6 @@ from tests.models import random_model
 from tests.test_train import assert_identical, assert_same_run, rows_of
 
 ROOT = Path(__file__).parents[1]
-KILLS = {"run_tune": 2, "run_pretrain": 5}
 PATIENCE_SECONDS = 120
 STEPS = 60
 
@@ -118,13 +117,17 @@ def without_seconds(report: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("run", "weights"), [(run_tune, "adapter_model.safetensors"), (run_pretrain, "model.safetensors")]
+    ("run", "weights", "kills"),
+    [
+        (run_tune, "adapter_model.safetensors", 2),
+        (run_pretrain, "model.safetensors", 2),
+        pytest.param(run_pretrain, "model.safetensors", 20, marks=pytest.mark.long),
+    ],
 )
 def test_a_run_killed_again_and_again_ends_bit_identical(
-    run: Callable[[Path, Path, bool], None], weights: str, inputs: Path, tmp_path: Path
+    run: Callable[[Path, Path, bool], None], weights: str, kills: int, inputs: Path, tmp_path: Path
 ) -> None:
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    kills = KILLS[run.__name__]
     for step, delay in kill_points(kills, seed=0):
         process = driver(run, inputs, killed)
         stderr = signal_after(process, killed, step, signal.SIGKILL, delay)

@@ -134,6 +134,7 @@ def test_the_page_says_what_was_measured() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.long
 def test_a_prefix_elicits_and_does_not_teach_within_a_minute(tmp_path: Path) -> None:
     script = [sys.executable, ROOT / "recipes" / "theory_elicit_or_teach.py", "--quick"]
     done = subprocess.run([*script, "--runs", tmp_path / "runs", "--out", tmp_path], capture_output=True, text=True)

@@ -83,7 +83,7 @@ def measured(backend: str) -> dict[str, Any]:
     return dict(json.loads(done.stdout))
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=needs_compiler)])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=[needs_compiler, pytest.mark.long])])
 def test_compiled_by_torch_it_computes_the_same(backend: str) -> None:
     for kind, found in measured(backend).items():
         assert found["loss"] < EXACT, kind
@@ -92,6 +92,7 @@ def test_compiled_by_torch_it_computes_the_same(backend: str) -> None:
 
 
 @needs_compiler
+@pytest.mark.long
 def test_wide_blocks_compute_the_same() -> None:
     assert measured("wide")["logits"] < EXACT
 
