@@ -2,10 +2,14 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from textwrap import shorten
 from typing import Any
 
 from minipeft.compare.results import Row
 from minipeft.compare.statistics import Mean
+
+MOST_QUOTED = 160
+"""Characters."""
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], right: int = 0) -> str:
@@ -71,8 +75,8 @@ def dev_told(score: float | None) -> str:
 
 
 def quoted(text: str) -> str:
-    """A text that was written, in one cell of a table."""
-    return " ".join(text.split()).replace("|", "\\|")
+    """A text that was written, in one cell of a table; a long one by its first words."""
+    return shorten(text, MOST_QUOTED, placeholder=" …").replace("|", "\\|")
 
 
 def p_told(value: float) -> str:
