@@ -19,7 +19,7 @@ from pathlib import Path
 
 from minipeft.compare import pages, read_study
 from minipeft.compare.figures import draw
-from minipeft.compare.report import MEASURES, Cell, Report
+from minipeft.compare.report import Cell, Report
 from minipeft.compare.results import RESULTS_FILE, Results, Row
 from minipeft.compare.statistics import Mean, holm, mean_of
 from minipeft.compare.study import FINAL, SWEEP
@@ -154,7 +154,7 @@ def computed(report: Report) -> dict[str, Callable[..., str]]:
         return math.nan if timed is None else timed.of(what)
 
     def goodness(one: Cell) -> float:
-        return one.mean.value * (1 if MEASURES[one.measure][2] else -1)
+        return one.sign * one.mean.value
 
     def rank(part: str, model: str, place: str) -> str:
         """The contender that stands at a place by its mean, and that mean."""

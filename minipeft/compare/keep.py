@@ -6,7 +6,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from minipeft.compare.report import MEASURES, Cell, Report
+from minipeft.compare.report import Cell, Report
 from minipeft.compare.study import Study
 from minipeft.methods import METHODS
 
@@ -27,17 +27,13 @@ def commands(report: Report, part: str) -> Iterator[str]:
     for task, model in product(told.tasks, told.models):
         cells = report.cells(part, task=task, model=model, examples=None)
         if able := [cell for cell in cells if not cell.diverged and _has_command(cell.rows[0].get("settings", {}))]:
-            yield shlex.join(_words(report.study, max(able, key=_goodness)))
+            yield shlex.join(_words(report.study, max(able, key=lambda cell: cell.sign * cell.mean.value)))
 
 
 def _has_command(settings: dict[str, Any]) -> bool:
     """Whether it is a method of `tune`, and all that it is set to can be written as an option."""
-    strange = [value for name, value in settings.items() if isinstance(value, dict) and value]
+    strange = any(value and isinstance(value, dict) for value in settings.values())
     return settings.get("name") in METHODS and not strange
-
-
-def _goodness(cell: Cell) -> float:
-    return cell.mean.value if MEASURES[cell.measure][2] else -cell.mean.value
 
 
 def _words(study: Study, cell: Cell) -> Iterator[str]:
@@ -77,7 +73,6 @@ def method_words(settings: dict[str, Any], labels: Sequence[str] = ()) -> Iterat
             yield from (OPTIONS[name], str(value))
         else:
             yield from ("--set", f"{name}={_written(value)}")
-
     if labels:
         yield from ("--set", f"labels={_written(list(labels))}")
 

@@ -60,6 +60,11 @@ class Cell:
         """Over seeds."""
         return mean_of(self.scores())
 
+    @property
+    def sign(self) -> int:
+        """1 where more of its measure is better, -1 where less is."""
+        return 1 if MEASURES[self.measure][2] else -1
+
     def of(self, what: str) -> float:
         """The mean over seeds of a cost: kept, trainable, bytes, seconds, tokens, peak_bytes."""
         return sum(row.get(what) or 0 for row in self.rows) / len(self.rows)
@@ -141,8 +146,7 @@ class Report:
     def behind(self, cell: Cell, other: Cell) -> Mean | None:
         """By how much a cell is worse than another of the same task, seed by seed; None without a seed in common."""
         ours, theirs = self.by_seed(cell), self.by_seed(other)
-        sign = 1 if MEASURES[cell.measure][2] else -1
-        gaps = [sign * (theirs[seed] - score) for seed, score in ours.items() if seed in theirs]
+        gaps = [cell.sign * (theirs[seed] - score) for seed, score in ours.items() if seed in theirs]
         return mean_of(gaps) if gaps else None
 
     def paired(

@@ -23,7 +23,7 @@ from tests.models import twins
 DOG = [464, 3290]
 HELLO, TODAY = "Hello, my dog is a little", "Today, I"
 EFFORT = "Every effort moves"
-BATCH, LENGTH, STEPS = 4, 64, 4
+BATCH, LENGTH, STEPS = 4, 64, 10
 CHOICES, EXAMPLES, CHARACTERS = ("lambada", "hellaswag"), 50, 20_000
 
 
@@ -40,7 +40,7 @@ class Known:
     hello_world: Callable[[], float]
     """The mean loss of "Hello world!" after `<|endoftext|>`. Source: TransformerLens."""
     losses: Callable[[Tensor], list[float]]
-    """Steps of AdamW (1e-4, decay 0.01 on all) on one batch, rows of 65 ids; ten in the source, llm.c's test_gpt2.c."""
+    """Ten steps of AdamW (1e-4, decay 0.01 on all) on one batch, rows of 65 ids. Source: llm.c, test_gpt2.c."""
 
 
 GPT2 = Known(
@@ -94,7 +94,7 @@ def known_of(theirs: Any, tokenizer: mp.Tokenizer) -> Known:
             return float(theirs(ids, labels=ids).loss)
 
     def losses(rows: Tensor) -> list[float]:
-        return steps(STEPS, lambda: theirs(rows, labels=rows).loss, list(theirs.parameters()))
+        return ten_steps(lambda: theirs(rows, labels=rows).loss, list(theirs.parameters()))
 
     return Known(
         dog=lambda: greedy(torch.tensor([DOG]), 18)[0],
@@ -105,10 +105,10 @@ def known_of(theirs: Any, tokenizer: mp.Tokenizer) -> Known:
     )
 
 
-def steps(many: int, loss: Callable[[], Tensor], parameters: list[torch.nn.Parameter]) -> list[float]:
+def ten_steps(loss: Callable[[], Tensor], parameters: list[torch.nn.Parameter]) -> list[float]:
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, fused=True)
     found = []
-    for _ in range(many):
+    for _ in range(STEPS):
         optimizer.zero_grad()
         now = loss()
         now.backward()
@@ -174,14 +174,14 @@ def test_hello_world_costs_what_it_is_known_to_cost(case: tuple[mp.GPT2, Known])
         assert float(model.loss(ids, ids)) == pytest.approx(known.hello_world(), abs=2e-4)
 
 
-def test_steps_on_one_batch_cost_what_they_are_known_to_cost(case: tuple[mp.GPT2, Known]) -> None:
+def test_ten_steps_on_one_batch_cost_what_they_are_known_to_cost(case: tuple[mp.GPT2, Known]) -> None:
     """The last test: training changes the model."""
     model, known = case
     rows = first_batch(model.tokenizer)
     expected = known.losses(rows)
-    found = steps(len(expected), lambda: model.loss(rows, rows), list(model.parameters()))
+    found = ten_steps(lambda: model.loss(rows, rows), list(model.parameters()))
     assert found == pytest.approx(expected, abs=1e-2)
-    assert found[-1] < 0.95 * found[0]
+    assert found[-1] < found[0] / 2
 
 
 @pytest.mark.weights
