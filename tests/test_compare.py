@@ -792,11 +792,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path: Pa
     data.write_text("text\tlabel\tsplit\n" + "\n".join(rows) + "\n", encoding="utf-8")
     how = ["--data", str(data), "--input", "text", "--target", "label", "--model", "pico", "--methods", "ia3"]
     how += ["--steps", "2", "--seeds", "1", "--workers", "1", "--out", str(out)]
-    restored = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    restored += "if __name__ == '__main__':\n    from minipeft.cli import main\n    main()"
-    program = tmp_path / "program.py"  # a file, for the processes that it starts read it, too
-    program.write_text(restored, encoding="utf-8")
-    command = [sys.executable, str(program), "compare", *how]
+    command = [sys.executable, "-m", "minipeft.cli", "compare", *how]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
     deadline = time.monotonic() + 120

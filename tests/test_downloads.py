@@ -311,7 +311,6 @@ def command(hub: Hub, **variables: str) -> subprocess.Popen[str]:
         "import dataclasses, sys; from minipeft.downloads import PUBLIC; from minipeft.cli import run_download\n"
         f"PUBLIC['gpt2'] = dataclasses.replace(PUBLIC['gpt2'], revision={COMMIT!r}, sha256={hub.sha256!r}, "
         f"size={len(hub.data)})\n"
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job has none
         "sys.argv = ['weights_download.py', 'gpt2']; run_download()"
     )
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
