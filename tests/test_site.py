@@ -261,6 +261,11 @@ def test_a_lesson_shows_its_figures_and_keeps_its_solution_until_asked(window: W
     until(code.is_displayed, "there is no solution to be seen")
     assert "def prefix_attention" in code.text
     window.screenshot("solution")
+    window.open("lessons/09_prefix_tuning.html", PHONE)
+    figure = window.all(".cell_output img")[0]
+    window.chrome.execute_script("arguments[0].scrollIntoView({block: 'center'})", figure)
+    assert figure.size["width"] > PHONE[0]  # so that its labels can be read: a finger moves it
+    window.screenshot("figure_phone")
 
 
 @needs_sphinx
@@ -279,6 +284,19 @@ def test_light_and_dark(window: Window) -> None:
     assert backgrounds[0] != backgrounds[1]
     window.chrome.refresh()
     assert window.theme() == "dark"  # and remembered
+
+
+@needs_sphinx
+@needs_browser
+def test_every_page_fits_a_phone(window: Window, pages: dict[Path, Page]) -> None:
+    too_wide = {}
+    for path in sorted(pages):
+        window.open(str(path.relative_to(window.site)), PHONE)
+        wide = window.chrome.execute_script("return document.documentElement.scrollWidth")
+        if wide > PHONE[0]:
+            too_wide[path.name] = wide
+    assert len(pages) > 40
+    assert too_wide == {}
 
 
 @needs_sphinx

@@ -135,7 +135,7 @@ def test_the_page_says_what_was_measured() -> None:
 
 
 @pytest.mark.long
-def test_a_prefix_elicits_and_does_not_teach_within_a_minute(tmp_path: Path) -> None:
+def test_a_prefix_elicits_and_does_not_teach_on_fewer_digits(tmp_path: Path) -> None:
     script = [sys.executable, ROOT / "recipes" / "theory_elicit_or_teach.py", "--quick"]
     done = subprocess.run([*script, "--runs", tmp_path / "runs", "--out", tmp_path], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr  # the script asserts what came out

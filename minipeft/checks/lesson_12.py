@@ -39,7 +39,8 @@ def judge_unfair(unfair: Callable[..., Any]) -> None:
     for name in FAULTS:
         tables.append(_table((name,), culprit=0, counts=((5, 2), (5, 2)), sweep_seed=7, names=("a", "b")))
         tables.append(list(reversed(_table((name,), counts=((3, 6), (3, 6)), sweep_seed=11))))
-    tables += [_table((), counts=((2, 5), (2, 5)), sweep_seed=3), _table((), counts=((4, 3), (4, 0)))]
+    tables += [_table((), counts=((2, 5), (2, 5)), sweep_seed=3)]
+    tables += [_table((), counts=((4, 3), (4, 0))), _table((), counts=((4, 3), (0, 3)))]
     for name in ("steps", "examples"):  # among the trials alone
         odd = ("soft_prompt", "sweep")
         tables.append([{**row, name: 99} if (row["method"], row["stage"]) == odd else row for row in _table(())])
@@ -47,7 +48,7 @@ def judge_unfair(unfair: Callable[..., Any]) -> None:
     for row in lent:
         if (row["method"], row["stage"]) == ("prefix", "sweep") or (row["method"], row["seed"]) == ("soft_prompt", 3):
             row["seed"] = 7
-    tables.append(lent)
+    tables += [lent, list(reversed(lent))]
     for table in tables:
         found, wanted = unfair([dict(row) for row in table]), _found(table)
         require(isinstance(found, set), f"unfair must return a set of names, not a {type(found).__name__}.")

@@ -25,6 +25,7 @@ from minipeft.course.notebooks import (
     tags,
     text_of,
 )
+from tests.lessons import right
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "lessons"
@@ -56,6 +57,19 @@ def test_a_wrong_answer_is_told_its_mistake(name: str, answer: Callable[..., Any
     assert said is not None
     assert re.search(answer.says, said), said  # type: ignore[attr-defined]
     assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("11a", right.gate_by_logarithms),
+        ("11b", right.divided_by_what_the_prefix_leaves),
+        ("11b", right.in_numpy),
+        ("14a", right.by_index),
+    ],
+)
+def test_a_right_answer_may_be_written_otherwise(name: str, answer: Callable[..., Any]) -> None:
+    assert failure(EXERCISES[name], answer) is None
 
 
 @pytest.mark.parametrize("name", EXERCISES)

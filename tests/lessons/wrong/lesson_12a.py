@@ -117,3 +117,18 @@ def who_was_never_tested(table):
 
     counts = Counter(row["method"] for row in table if row["stage"] == "final")
     return (_right(table) - {"seeds"}) | ({"seeds"} if len(set(counts.values())) > 1 else set())
+
+
+@fails_with("“trials”: in a table where one of the two was given more trials")
+def who_had_no_trial(table):
+    from collections import Counter
+
+    counts = Counter(row["method"] for row in table if row["stage"] == "sweep")
+    return (_right(table) - {"trials"}) | ({"trials"} if len(set(counts.values())) > 1 else set())
+
+
+@fails_with("“seed of the sweep”: in a table")
+def seed_of_the_first_trial(table):
+    first = next(row["seed"] for row in table if row["stage"] == "sweep")
+    lucky = any(row["seed"] == first for row in table if row["stage"] == "final")
+    return (_right(table) - {"seed of the sweep"}) | ({"seed of the sweep"} if lucky else set())
