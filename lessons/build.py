@@ -65,9 +65,11 @@ def main() -> None:
         "1"  # pictures instead of controls that only live notebooks show
     )
     os.environ["MINIPEFT_PROGRESS"] = os.devnull  # building is not learning
+    started = time.perf_counter()
     with ProcessPoolExecutor(max_workers=2) as pool:
         for lesson, seconds in zip(lessons, pool.map(build, lessons), strict=True):
             print(f"{lesson.number} {lesson.title}: {seconds:.0f} s", flush=True)
+    print(f"in all: {(time.perf_counter() - started) / 60:.1f} minutes")
 
 
 def build(lesson: Lesson) -> float:

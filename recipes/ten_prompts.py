@@ -5,7 +5,7 @@
     python recipes/ten_prompts.py --adapter runs/movie --out docs/results/ten_prompts.json
 
 Each hand-written prompt is scored as it is, and calibrated: a label's mean log-likelihood over the dev texts is taken
-off (Zhao et al. 2021). The learned one has the step that was best on dev; nothing is chosen on test.
+off (Zhou et al. 2023). The learned one has the step that was best on dev; nothing is chosen on test.
 """
 
 import argparse

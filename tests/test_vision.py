@@ -271,4 +271,6 @@ def test_the_stored_results_are_of_this_protocol() -> None:
     for row in found["methods"]:
         mean = {rate: sum(scores) / len(scores) for rate, scores in row["dev"].items()}
         assert mean[str(row["rate"])] == max(mean.values())
-        assert len(row["test"]) == len(found["seeds"])
+        assert {len(scores) for scores in row["dev"].values()} == {len(found["dev_seeds"])}
+        assert len(row["test"]) == len(found["test_seeds"])
+    assert not set(found["test_seeds"]) & set(found["dev_seeds"])

@@ -288,7 +288,7 @@ def test_data_of_a_known_hash_are_brought_once(
         assert hub.count("GET", "/cdn/") == 3
         hub.gets = [Fault(404)]
         (tmp_path / "data" / "wikitext2" / "test.txt").unlink()
-        with pytest.raises(FileNotFoundError, match=r"\(404\).*then type: minipeft eval --task wikitext2 \(or add"):
+        with pytest.raises(FileNotFoundError, match=r"\(404\).*then type: minipeft eval --task wikitext2 \(or put"):
             measure("wikitext2", Subject.of(pair[0]), say=lambda line: None)
 
 

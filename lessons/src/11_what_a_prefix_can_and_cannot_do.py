@@ -2,8 +2,8 @@
 # # What a prefix can and cannot do
 #
 # **Attention with a prefix is two attentions and a gate. After this lesson you can compute the gate of every head,
-# and say what follows: in its own layer a prefix turns the text down and adds something, and never changes which word
-# of the text is heard more than which.**
+# and say what follows: in a layer, for the same queries and keys, a prefix turns the text down and adds something, and
+# never changes which word of the text is heard more than which.**
 #
 # You will be able to
 #
@@ -276,7 +276,8 @@ assert early > late
 # $\text{softmax}(q\,k^\top/\sqrt{D_h})$. Each query gives every word of the text $1 - \lambda$ times what it gave
 # before: all are turned down alike. Petrov et al. (2024) conclude that a prefix can bring out what a layer can do
 # already, and cannot make it look elsewhere. This holds within one layer, for the same queries and keys; keep that in
-# mind.
+# mind. And at the same *positions*: behind a prefix of 10 a text begins at position 10, which makes other queries and
+# keys of it, in GPT-2 already in the first layer. So whatever is compared below stands at the same positions.
 #
 # LoRA, which [a later lesson](13_the_rest_of_the_family.ipynb) takes apart, changes $q$ and $k$ themselves. So there is
 # something to measure: take the weights that go to the text, divide them by their sum, and see whether these *shares*
@@ -416,7 +417,7 @@ def weights_of(model, tokens, first: int, prefix_k: torch.Tensor | None = None) 
 
 
 def tune(small: GPT2, name: str, steps: int):
-    """Percent right after tuning; the text's shares in the first block before and after, [B, H, T, T] each."""
+    """Percent right after tuning; the weights on the text in the first block before and after, [B, H, T, T] each."""
     method, lr = METHODS[name]
     tuned, generator = attach(small, method, seed=0), torch.Generator().manual_seed(2)
 
@@ -430,14 +431,19 @@ def tune(small: GPT2, name: str, steps: int):
     first = 0 if memory is None else memory.length
     before = weights_of(small, example, first)
     after = weights_of(tuned.model, example, first, None if memory is None else memory.of(0)[0])
-    text = after[..., first:]
     tuned.detach()
-    return score, before, text / text.sum(dim=-1, keepdim=True)
+    return score, before, after[..., first:]
+
+
+def shares(weights: torch.Tensor) -> torch.Tensor:
+    return weights / weights.sum(dim=-1, keepdim=True)
 
 
 def outcome(seen: str, steps: int) -> dict:
     found = {name: tune(models[seen], name, steps) for name in METHODS}
-    moved_by = {name: (after - before).abs().max() for name, (_, before, after) in found.items()}
+    moved_by = {
+        name: (shares(after) - before).abs().max() for name, (_, before, after) in found.items()
+    }
     for name, (score, _, _) in found.items():
         print(
             f"seen {seen}, {name}: {score:.0f} % right; shares moved by up to {moved_by[name]:.0e}"
@@ -461,14 +467,45 @@ assert taught["prefix"][0] < 20 < 40 < taught["LoRA"][0]
 # %% [markdown]
 # Here are your four numbers, in small. What the model has seen, both bring out: more than 80 of a hundred answers are
 # right. What it has not seen, LoRA teaches, to more than 40 (how much more varies with the seed), and the prefix leaves
-# below 20. Why, in one picture. A dot is one token of the text, as seen by one head from one place of the answer:
+# below 20. Why? Here is where the answer looks, in the head that LoRA changed most: first frozen, then tuned. The 8
+# keys of the prefix are one column.
+
+# %%
+_, before, after = taught["LoRA"]
+head = int((shares(after) - before).abs().amax(dim=(0, 2, 3)).argmax())
+digits = [str(int(token)) for token in example[0]]
+digits[n] = ":"
+for name, title in (
+    ("prefix", "Behind a prefix the answer looks where it looked, only less"),
+    ("LoRA", "With LoRA it looks elsewhere"),
+):
+    maps = []
+    for weights in taught[name][1:]:
+        on_text = weights[0, head, n:-1]  # [n, T]: from the separator and the answer
+        on_prefix = 1 - on_text.sum(dim=-1, keepdim=True)
+        maps.append(torch.cat([on_prefix, on_text], dim=-1)[:, : 2 * n + 1])
+    heat_maps(
+        maps,
+        [f"frozen, head {head}", f"with {'a ' * (name == 'prefix')}{name}, head {head}"],
+        title,
+        digits[n:-1],
+        ["P", *digits[:-1]],
+        "from the answer's token",
+        "to the prefix, or a token of the text",
+    )
+    assert (maps[1][:, 0].max() > 0.1) == (name == "prefix")
+
+# %% [markdown]
+# And in all heads at once. A dot is one token of the text, as seen by one head from one place of the answer:
 
 # %%
 pairs = {}
 for name, label in (("LoRA", "LoRA moves them"), ("prefix", "a prefix moves none")):
     _, before, after = taught[name]
     seen_from = lower_right_mask(2 * n + 1, 2 * n + 1)[0, 0, n:]  # queries of the answer
-    pairs[label] = tuple(100 * part[0, :, n:][:, seen_from].flatten() for part in (before, after))
+    pairs[label] = tuple(
+        100 * part[0, :, n:][:, seen_from].flatten() for part in (before, shares(after))
+    )
 before_and_after(
     pairs,
     0.01,
@@ -476,13 +513,22 @@ before_and_after(
     "share in the frozen model, in %",
     "share in the tuned model, in %",
 )
+nano_moves = 100 * (weights_of(model, tokens, 10) - weights_of(model, tokens, 0)).abs().max()
+print(
+    f"nano without any prefix, its text 10 positions later: a share moves by {nano_moves:.0f} points"
+)
+assert round(float(nano_moves)) == 20
 
 # %% [markdown]
+# (And why at the same positions? Moving a text by 10 moves a share by 20 points in nano's first block, with no prefix
+# at all. That is not what a prefix says; it is where it puts the text.)
+#
 # ## With everything, and with a second layer
 #
-# One seed, one learning rate and six digits are not much. `recipes/theory_elicit_or_teach.py` takes eight digits, four
-# pretraining tasks (sorted upwards, sorted downwards, plus one, plus two), three learning rates for each method,
-# three seeds, and a prefix with 8 times the numbers. And it asks what happens with one layer more:
+# One seed, one learning rate and six digits are not much. `recipes/theory_elicit_or_teach.py` takes eight digits, three
+# learning rates for each method, three seeds, a soft prompt, too, and a prefix with 8 times the numbers. The model that
+# has seen it has seen four tasks (sorted upwards, sorted downwards, plus one, plus two); the others have only sorted
+# upwards. And it asks what happens with one layer more, where each method has 2,048 numbers:
 
 # %% tags=["figure"]
 measured = json.loads((results / "theory_elicit_or_teach.json").read_text())
@@ -511,12 +557,14 @@ bars_in_groups(
 )
 assert [measured[case]["layers"] for case in names] == [1, 1, 2]
 assert len(measured["seen"]["tasks"]) == 4
+assert [measured[case]["tasks"] for case in names][1:] == [["ascending"]] * 2
 assert measured["seen"]["digits"] == 8
 assert round(mean["seen"]["prefix"]) == 94
 assert round(mean["unseen"]["prefix"]) == 4
 assert round(mean["unseen"]["prefix, 8 times the numbers"]) == 1
 assert [round(mean[case]["LoRA"]) for case in names] == [98, 97, 100]
 deep = measured["unseen, two layers"]["methods"]["prefix"]
+assert measured["unseen, two layers"]["methods"]["LoRA"]["trained"] == deep["trained"] == 2_048
 assert [round(seed) for seed in exact["unseen, two layers"]["prefix"]] == [41, 68, 82]
 assert deep["share_moved_by_layer"][0] < 1e-6
 assert round(100 * deep["share_moved_by_layer"][1]) == 99
@@ -528,9 +576,9 @@ assert round(100 * deep["share_moved_by_layer"][1]) == 99
 # Two layers: with the same theorem, the prefix gets 41, 68 and 82 percent, by seed. In the first layer it moves no
 # share, as it must, by less than 1e-6. But what comes out of that layer has been turned down and added to, so the
 # second layer has other queries and other keys than before. There a share moves by 99 points. The theorem compares a
-# layer with itself *for the same input*, and only the first layer has the same input. "A prefix cannot teach" is a
-# sentence about one layer, not about GPT-2. How much it learns in two varies a lot with the seed, while LoRA learns
-# all of it each time.
+# layer with itself *for the same input*, and only the first layer, at the same positions, has that. "A prefix cannot
+# teach" is a sentence about one layer, not about GPT-2. How much it learns in two varies a lot with the seed, while
+# LoRA learns all of it each time.
 #
 # Nor does this show that LoRA of rank 1 teaches anything one likes: it is one new task and one pretrained model a case.
 #

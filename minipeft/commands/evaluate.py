@@ -113,7 +113,10 @@ def _labelled(
     from minipeft.tuned import attach, load
 
     if (adapter is None) == (template is None):
-        raise ValueError('say what to measure: --adapter DIR, or a hard prompt by --template "{text} It was".')
+        raise ValueError(
+            'say what to measure: --adapter DIR, or a hard prompt by --template "{text} It was"; the perplexity of a '
+            "text: --task text --data FILE."
+        )
     if split not in what.splits:
         raise ValueError(f"split is {split!r}; it can be train, dev or test.")
     if answers is not None and not what.labels:

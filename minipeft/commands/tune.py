@@ -44,6 +44,8 @@ from minipeft.commands.options import (
 if TYPE_CHECKING:
     from minipeft.gpt2 import GPT2
     from minipeft.methods import Method
+    from minipeft.tasks import Task
+    from minipeft.tuned import Tuned
 
 
 def tune(
@@ -151,14 +153,19 @@ def tune(
             soft_wrap=True,
         )
         if what.joint:
-            print(f"Ask it with the end that its texts had: {_asking(what.joint, model, out)}")
+            print(f"Ask it with the end that its texts had: {_asking(what, tuned, model, out)}")
 
 
-def _asking(joint: str, model: str, out: Path) -> str:
-    """The command that puts a text to the adapter as training did."""
+def _asking(task: "Task", tuned: "Tuned", model: str, out: Path) -> str:
+    """The command that puts a text to the adapter as training did, and lets it write as much as a label has."""
+    from minipeft.tune import encoder_for
+
+    joint = task.joint
     text = shlex.quote("TEXT" + joint) if "\n" not in joint else "$'TEXT" + joint.replace("\n", "\\n") + "'"
     base = "" if model == "nano" else f" --model {shlex.quote(model)}"
-    return f"minipeft generate {text} --adapter {shlex.quote(str(out))}{base} --temperature 0 --max-new-tokens 8"
+    labels = encoder_for(tuned, task).label_ids.values() if task.labels else ()
+    most = f" --max-new-tokens {max(map(len, labels))}" if labels else ""
+    return f"minipeft generate {text} --adapter {shlex.quote(str(out))}{base} --temperature 0{most}"
 
 
 def _base(model: str, device: str, dtype: Dtype, method: "Method") -> "GPT2":

@@ -54,6 +54,37 @@ def scores_over_costs(
     pyplot.show()
 
 
+def scores_within_budget(
+    scores: Scores, costs: Mapping[str, float], budget: float, title: str, x_name: str, y_name: str
+) -> None:
+    """A point a method, pale where its cost is above the budget; the line is the best score that a budget buys."""
+    from matplotlib import pyplot
+
+    _, axes = pyplot.subplots(figsize=(9, 4), layout="constrained")
+    if max(costs.values()) > 10 * min(costs.values()):
+        axes.set_xscale("log")
+    best: list[tuple[float, float]] = []
+    style = {name: _style(name, place) for place, name in enumerate(scores)}
+    for name in sorted(costs, key=lambda name: (costs[name], -scores[name][0])):
+        within, (mean, half) = costs[name] <= budget, scores[name]
+        axes.errorbar(costs[name], mean, yerr=half, alpha=1.0 if within else 0.25, **style[name])
+        if not best or mean > best[-1][1]:
+            best.append((costs[name], mean))
+            axes.annotate(
+                called(name), (costs[name], mean), (6, 5), textcoords="offset points", fontsize=9,
+                color="black" if within else GREY,
+            )  # fmt: skip
+    bought = [one for one in best if one[0] <= budget]
+    places, heights = zip(*bought, (budget, bought[-1][1]), strict=True)
+    axes.step(places, heights, where="post", color=GREY, linewidth=1.2, zorder=0)
+    axes.axvline(budget, color=GREY, linestyle="--", linewidth=1)
+    axes.annotate("budget", (budget, 0), (3, 4), xycoords=("data", "axes fraction"), textcoords="offset points",
+                  fontsize=9, color=GREY)  # fmt: skip
+    axes.margins(x=0.12)
+    axes.set_ylabel(y_name, fontsize=10)
+    show(axes, title, x_name)
+
+
 def scores_over_models(scores: Mapping[str, Scores], models: Sequence[str], title: str, y_name: str) -> None:
     """A line for each method from model to model, named at its end; bars are 95 % intervals over seeds."""
     from matplotlib import pyplot

@@ -6,8 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-STILL = "MINIPEFT_LESSONS_STILL"
-"""Set to anything, it means that nobody is there to move a slider: notebooks are being built or tested."""
+STILL, EVERY_END = "MINIPEFT_LESSONS_STILL", "every end"
+"""Set to anything, it means that nobody is there to move a slider: notebooks are being built or tested.
+
+Set to `EVERY_END`, every control is moved to its ends once, and a text emptied, as somebody might.
+"""
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,21 @@ def explore(show: Callable[..., None], **controls: Slider | Choice | str) -> Non
         widgets = {name: _widget(ipywidgets, name, control) for name, control in controls.items()}
         ipywidgets.interact(show, **widgets)
         return
-    show(**{name: control if isinstance(control, str) else control.start for name, control in controls.items()})
+    start = {name: control if isinstance(control, str) else control.start for name, control in controls.items()}
+    show(**start)
+    if os.environ.get(STILL) == EVERY_END:
+        for name, control in controls.items():
+            for end in _ends(control):
+                show(**start | {name: end})
     names = " and ".join(name.replace("_", " ") for name in controls)
     print(f"(Open this notebook in JupyterLab to change {names} and see what happens.)")
+
+
+def _ends(control: Slider | Choice | str) -> tuple[Any, ...]:
+    """What somebody may move it to: all that there is to choose, the ends of a slider, no text at all."""
+    if isinstance(control, str):
+        return ("",)
+    return control.among if isinstance(control, Choice) else (control.low, control.high)
 
 
 def _is_live() -> bool:

@@ -10,6 +10,7 @@ import re
 from base64 import b64decode
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,8 @@ def folder() -> Path:
 
 
 def read_lessons(source: Path) -> list[Lesson]:
-    """All lessons of a folder, in order."""
-    import jupytext
-
+    """All lessons of a folder, in order. Raises LessonError if the library that reads them is not installed."""
+    jupytext = _library("jupytext")
     return [Lesson(path, jupytext.read(path, fmt="py:percent")) for path in sorted(source.glob("[0-9][0-9]_*.py"))]
 
 
@@ -89,9 +89,8 @@ def holds_answers(path: Path) -> bool:
 
 
 def read_notebook(path: Path) -> Any:
-    """A notebook's file. Raises FileNotFoundError, or LessonError if it is none."""
-    import nbformat
-
+    """A notebook's file. Raises FileNotFoundError; LessonError if it is none, or nothing is installed to read it."""
+    nbformat = _library("nbformat")
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}.")
     try:
@@ -110,8 +109,10 @@ def run(notebook: Any, seconds: int, where: Path) -> Any:
     """The notebook with its outputs. Raises what nbclient raises if a cell fails or takes longer than `seconds`."""
     from nbclient import NotebookClient
 
+    how: dict[str, Any] = {"timeout": seconds, "kernel_name": "python3", "record_timing": False}
+    quiet = ["--log-level=40"]  # the kernel warns that its connection, which stays on this machine, is not encrypted
     there = {"metadata": {"path": str(where)}}
-    NotebookClient(notebook, timeout=seconds, kernel_name="python3", resources=there, record_timing=False).execute()
+    NotebookClient(notebook, **how, resources=there, extra_arguments=quiet).execute()
     notebook.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
     return notebook
 
@@ -143,6 +144,13 @@ def text_of(notebook: Any) -> str:
     import nbformat
 
     return nbformat.writes(notebook) + "\n"
+
+
+def _library(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError:
+        raise LessonError(f'the lessons need {name}: make lab, or pip install -e ".[lessons]"') from None
 
 
 def _without_solution(source: str, path: Path) -> tuple[str, str]:

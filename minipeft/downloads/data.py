@@ -34,7 +34,7 @@ class Source:
             return Path(folder) / self.place
         if self.sha256 is None:
             raise FileNotFoundError(f"{task}'s data are not here: get {self.address}, then type: {again} --data FILE")
-        advice = Advice(again, "add --data FILE for a file from elsewhere", "with MINIPEFT_CACHE")
+        advice = Advice(again, f"put {self.place} into the folder that MINIPEFT_DATA names", "with MINIPEFT_CACHE")
         cache = Path(os.environ.get("MINIPEFT_CACHE") or Path.home() / ".cache" / "minipeft")
         remote = Remote(self.address, self.sha256, self.size)
         return fetch(task, remote, cache / self.place, advice, say)

@@ -4,6 +4,7 @@ import ast
 import importlib
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import minipeft
 from minipeft.checks import EXERCISES, failure
 from minipeft.course.answers import answers_in
+from minipeft.course.controls import EVERY_END, STILL
 from minipeft.course.notebooks import (
     Lesson,
     figure_of,
@@ -104,9 +106,12 @@ def test_notebooks_are_what_the_sources_say(lesson: Lesson) -> None:
 
 @each_lesson
 def test_the_notebook_runs_solved_and_goes_on_unsolved(lesson: Lesson, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Behind each check the exercise is put back as a learner finds it, so that all that follows runs without it."""
+    """Behind each check the exercise is put back as a learner finds it, so that all that follows runs without it.
+
+    Every control is moved to its ends, too.
+    """
     monkeypatch.setenv("MINIPEFT_PROGRESS", os.devnull)
-    monkeypatch.setenv("MINIPEFT_LESSONS_STILL", "1")
+    monkeypatch.setenv(STILL, EVERY_END)
     blank = [cell for cell in for_learners(lesson).cells if {"exercise", "check"} & set(tags(cell))]
     for cell in blank:
         cell["id"] += "-blank"
@@ -125,7 +130,7 @@ def test_the_notebook_runs_solved_and_goes_on_unsolved(lesson: Lesson, monkeypat
 def test_a_learner_who_solves_nothing_can_still_read_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """One notebook as it is handed out; of the others the test above says it."""
     monkeypatch.setenv("MINIPEFT_PROGRESS", os.devnull)
-    monkeypatch.setenv("MINIPEFT_LESSONS_STILL", "1")
+    monkeypatch.setenv(STILL, "1")
     notebook = run(for_learners(LESSONS[0]), SECONDS_A_CELL, FOLDER)
     assert all("is still empty" in str(cell.outputs) for cell in notebook.cells if "check" in tags(cell))
 
@@ -169,19 +174,44 @@ def test_a_lesson_has_all_its_parts(lesson: Lesson) -> None:
         assert sum(tag in tags(cell) for cell in lesson.notebook.cells) == len(exercises), tag
 
 
+def test_without_peft_lesson_12_tells_what_was_recorded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its cells from there on, where no PEFT can be imported; where it can, they hold what was recorded against it."""
+    lesson = next(lesson for lesson in LESSONS if lesson.number == "12")
+    cells = [cell.source for cell in lesson.notebook.cells if cell.cell_type == "code"]
+    (setup,) = (cell.source for cell in lesson.notebook.cells if "setup" in tags(cell))
+    last = [source for source in cells if "recorded[" in source or "recorded = " in source]
+    assert len(last) == 2
+    monkeypatch.setitem(sys.modules, "peft", None)
+    monkeypatch.chdir(ROOT)
+    there: dict[str, Any] = {}
+    for source in (setup, *last):
+        exec(source, there)
+    told = capsys.readouterr().out
+    assert "PEFT or transformers is not here" in told
+    assert len(there["recorded"]) == 3
+    assert all(words in told for words in there["recorded"].values())
+
+
 # -- prose ------------------------------------------------------------------------------------------------------------
 
 NUMBER = re.compile(r"(?<![\w./#-])\d[\d,]*(?:\.\d+)?(?![\w/-])")
 
 
+def numbers_in(code: str) -> set[str]:
+    return {number.replace("_", "") for number in re.findall(r"\d[\d_]*(?:\.\d+)?", code)}
+
+
 @each_lesson
 def test_every_number_in_the_prose_is_asserted(lesson: Lesson) -> None:
-    """In some code cell of the lesson; years in parentheses and section numbers are no claims."""
-    asserted = set()
+    """In some code cell of the lesson, of something that was computed; years and section numbers are no claims."""
+    asserted: set[str] = set()
     for cell in lesson.notebook.cells:
         if cell.cell_type == "code":
-            lines = re.findall(r"assert .*(?:\n[ \t)].*)*", cell.source)
-            asserted |= {number.replace("_", "") for number in re.findall(r"\d[\d_]*(?:\.\d+)?", "\n".join(lines))}
+            for node in ast.walk(ast.parse(cell.source)):
+                if isinstance(node, ast.Assert) and any(isinstance(part, ast.Name) for part in ast.walk(node)):
+                    asserted |= numbers_in(ast.get_source_segment(cell.source, node) or "")
     for cell in lesson.notebook.cells:
         if cell.cell_type == "markdown":
             prose = re.sub(r"\$\$.*?\$\$", "", cell.source, flags=re.DOTALL)

@@ -214,6 +214,11 @@ def test_without_anybody_there_a_control_shows_its_start(
     explore(lambda **values: shown.append(values), top_k=Slider(20, 1, 200, 1), task=task, text="The film")
     assert shown == [{"top_k": 20, "task": "good", "text": "The film"}]
     assert "Open this notebook in JupyterLab to change top k and task and text" in capsys.readouterr().out
+    monkeypatch.setenv(controls.STILL, controls.EVERY_END)
+    explore(lambda **values: shown.append(tuple(values.values())), top_k=Slider(20, 1, 200, 1), task=task, text="The")
+    start = (20, "good", "The")
+    ends = [(1, "good", "The"), (200, "good", "The"), (20, "bad", "The"), (20, "good", "The"), (20, "good", "")]
+    assert shown[1:] == [start, *ends]
 
 
 def test_in_a_live_notebook_a_control_is_a_widget(monkeypatch: pytest.MonkeyPatch) -> None:
