@@ -733,6 +733,9 @@ def test_a_tuned_method_can_be_measured_inspected_and_used(
     assert [(row["text"], row["label"]) for row in answers] == [(one.text, one.target) for one in dev]
     assert {row["answer"] for row in answers} <= set(labelled.labels)
     assert sum(row["answer"] == row["label"] for row in answers) / len(dev) == pytest.approx(report["dev_accuracy"])
+    encode = Tokenizer.for_vocab_size(512).encode  # asked with the words it is told to be, it writes as much as a label
+    most = max(len(encode(labelled.word(label))) for label in labelled.labels)
+    assert f" --temperature 0 --max-new-tokens {most}\n" in tuned.out
     if dtype is torch.float32:  # eval reads the base in fp32
         assert f"{report['dev_loss']:.3f}" in measured
     assert (

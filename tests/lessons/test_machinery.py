@@ -16,7 +16,17 @@ from minipeft.checks.exercise import Exercise, Mistake, failure
 from minipeft.course import controls, notebooks
 from minipeft.course.answers import answers_in
 from minipeft.course.controls import Choice, Slider, explore
-from minipeft.course.notebooks import Lesson, LessonError, figure_of, for_learners, holds_answers, solved, text_of
+from minipeft.course.notebooks import (
+    Lesson,
+    LessonError,
+    figure_of,
+    for_learners,
+    holds_answers,
+    read_lessons,
+    read_notebook,
+    solved,
+    text_of,
+)
 
 ROOT = Path(__file__).parents[2]
 SOURCE = """# %% [markdown]
@@ -200,6 +210,15 @@ def test_a_notebook_shows_colours(exercises: None, monkeypatch: pytest.MonkeyPat
     exercise._show(exercise.RED, "✘", "a < b & c")
     assert "a &lt; b &amp; c" in shown[0].data
     assert exercise.RED in shown[0].data
+
+
+@pytest.mark.parametrize(("library", "call"), [("jupytext", read_lessons), ("nbformat", read_notebook)])
+def test_without_what_reads_notebooks_the_lessons_say_what_to_install(
+    library: str, call: Callable[[Path], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(LessonError, match=f"the lessons need {library}: make lab, or pip install"):
+        call(tmp_path)
 
 
 # -- controls ---------------------------------------------------------------------------------------------------------
