@@ -263,7 +263,6 @@ def best_for(axis: str, budget: int):
         axis,
         "right answers in %, test split",
     )
-    return best
 
 
 explore(
