@@ -20,7 +20,7 @@ from pathlib import Path
 from minipeft.compare import pages, read_study
 from minipeft.compare.figures import draw
 from minipeft.compare.report import Cell, Report
-from minipeft.compare.results import RESULTS_FILE, Results, Row
+from minipeft.compare.results import RESULTS_FILE, Results
 from minipeft.compare.statistics import Mean, holm, mean_of
 from minipeft.compare.study import FINAL, SWEEP
 from minipeft.compare.tables import axis_told, called, mean_told, p_told, table
@@ -68,10 +68,8 @@ def main() -> None:
 
 
 def unfit(report: Report) -> str:
-    """Why a page of these rows would mislead; empty if it would not. What is not tested yet the page says itself."""
-    if report.study.parts[0].name in waiting(report):
-        return "nothing was tested yet."
-    if missing := list(report.unfinished(but=waiting(report))):
+    """Why a page of these rows would mislead; empty if it would not."""
+    if missing := list(report.unfinished()):
         return missing[0]
     for part in report.study.parts:
         rows = report.rows(part.name, FINAL)
@@ -81,16 +79,6 @@ def unfit(report: Report) -> str:
         if len(machines) > 1:
             return f"the final runs of {part.name} are of {'; '.join(sorted(machines))}, so that they do not compare."
     return ""
-
-
-def waiting(report: Report) -> list[str]:
-    """Parts that are in the protocol, and of which no run has seen test."""
-    return [part.name for part in report.study.parts if part.seeds and not report.rows(part.name, FINAL)]
-
-
-def tested(report: Report) -> dict[str, list[Row]]:
-    """The rows of every part that is not waiting."""
-    return {part.name: report.rows(part.name) for part in report.study.parts if part.name not in waiting(report)}
 
 
 def signed(mean: Mean) -> str:
@@ -181,6 +169,13 @@ def computed(report: Report) -> dict[str, Callable[..., str]]:
                 found.setdefault(one.contender, []).append(rates[one.rows[0]["trial"]] == pick(rates))
         return ", ".join(f"{called(name)} ({sum(own)} of {len(own)})" for name, own in found.items() if any(own))
 
+    def steered(model: str, contender: str) -> str:
+        """% as wanted over both directions, so that a leaning to one counts nothing; the interval over seeds."""
+        both = [
+            report.by_seed(cell("steering", task, model, contender)) for task in report.study.part("steering").tasks
+        ]
+        return mean_told(mean_of([sum(own[seed] for own in both) / len(both) for seed in both[0]]))
+
     def gap(task: str, contender: str, best: str) -> str:
         """How far behind another contender one is, from model to model."""
         ours, theirs = (report.over_models(task)[name] for name in (contender, best))
@@ -199,14 +194,15 @@ def computed(report: Report) -> dict[str, Callable[..., str]]:
     def parts() -> str:
         """What each part took."""
         rows = []
-        for name, own in tested(report).items():
+        for name in (part.name for part in report.study.parts):
+            own = report.rows(name)
             counts = [sum(row["stage"] == stage for row in own) for stage in (SWEEP, FINAL)]
             on = ", ".join(sorted({row["machine"].split(",")[0] for row in own}))
             rows.append([name, on, *map(str, counts), f"{sum(row['seconds_in_all'] for row in own) / 60:,.0f}"])
         return table(["part", "on", "trials", "final runs", "minutes"], rows, right=3)
 
     def total(what: str) -> str:
-        rows = [row for own in tested(report).values() for row in own]
+        rows = [row for part in report.study.parts for row in report.rows(part.name)]
         counts = {
             "runs": len(rows),
             "trials": sum(row["stage"] == SWEEP for row in rows),
@@ -260,11 +256,12 @@ def computed(report: Report) -> dict[str, Callable[..., str]]:
         "described": described,
         "rank": rank,
         "frontier": frontier,
+        "steered": steered,
         "gap": gap,
         "apart": apart,
         "edges": edges,
         "parts": parts,
-        "waiting": lambda: ", ".join(waiting(report)) or "none",
+        "judge": lambda: f"{100 * report.rows('steering', FINAL)[0]['judge']:.1f}",
         "total": total,
     }
 

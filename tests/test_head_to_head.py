@@ -52,7 +52,7 @@ def made_up(study: Study) -> Iterator[Row]:
             yield closed.closed[part.name]
         for run in study.finals(part, closed.choices(study, part)):
             found = {"test": measured(run.task), "right": pack(torch.rand(9) > 0.5)}
-            samples = {"samples": [{"given": "name[A]", "written": "A | b"}]}
+            samples = {"samples": [{"given": "name[A]", "written": "A | b"}], "judge": 0.75}
             yield {"key": study.key(run), **asdict(run), **COMMON, **COSTS, **found, **samples}
 
 
@@ -114,17 +114,7 @@ def test_seconds_are_those_of_the_part_that_times(tmp_path: Path) -> None:
 def test_an_unfinished_study_is_no_page(tmp_path: Path) -> None:
     cut = [row for row in ROWS if (row.get("stage"), row.get("part"), row.get("seed")) != ("final", "micro", 3)]
     assert head_to_head.unfit(report_of(cut, tmp_path)) == "micro: 5 runs are not done yet."
-
-
-def test_parts_without_a_test_are_told_and_the_rest_is_a_page(tmp_path: Path) -> None:
-    begun = [row for row in ROWS if (row.get("stage"), row.get("part")) != ("final", "e2e")]
-    report = report_of(begun, tmp_path)
-    assert head_to_head.unfit(report) == ""
-    assert head_to_head.computed(report)["waiting"]() == "e2e"
-    assert "e2e" not in head_to_head.computed(report)["parts"]()
-    none = tmp_path / "none"
-    none.mkdir()
-    assert head_to_head.unfit(report_of([], none)) == "nothing was tested yet."
+    assert "main: " in head_to_head.unfit(report_of([], tmp_path))
 
 
 def test_whatever_a_page_can_ask_for_is_computed(whole: Report) -> None:
@@ -147,12 +137,13 @@ def test_whatever_a_page_can_ask_for_is_computed(whole: Report) -> None:
         "described": ["main", "pico"],
         "rank": ["main", "nano", "1"],
         "frontier": ["main", "nano", "seconds"],
+        "steered": ["nano", "prefix"],
         "gap": ["movie", "prefix", "full"],
         "apart": ["main", "costs"],
         "edges": ["main", "lowest"],
         "parts": [],
         "total": ["runs"],
-        "waiting": [],
+        "judge": [],
     }
     assert arguments.keys() == known.keys()
     told = {name: known[name](*own) for name, own in arguments.items()}

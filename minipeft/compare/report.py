@@ -1,6 +1,6 @@
 """What a study found: scores, costs and differences, all computed from the rows of its results."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -193,8 +193,8 @@ class Report:
                 found[start_of(trial), float(trial["lr"])] = row["dev"]
         return found
 
-    def unfinished(self, but: Collection[str] = ()) -> Iterator[str]:
-        """A line for each part that is not whole, `but` for those named."""
+    def unfinished(self) -> Iterator[str]:
+        """A line for each part that is not whole."""
         for name, missing in self._missing.items():
-            if missing and name not in but:
+            if missing:
                 yield f"{name}: {missing} runs are not done yet."
