@@ -666,8 +666,8 @@ def test_gpt2_small_in_every_form_has_the_logits_of_transformers(
     [
         (safetensors_by_transformers, "float32"),
         (safetensors_by_transformers, "bfloat16"),
-        (pytorch_bin, "float32"),
-        (tensorflow, "float32"),
+        pytest.param(pytorch_bin, "float32", marks=pytest.mark.long),
+        pytest.param(tensorflow, "float32", marks=pytest.mark.long),
     ],
 )
 def test_loading_gpt2_small_needs_little_memory_beside_it(

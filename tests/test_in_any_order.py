@@ -138,7 +138,7 @@ class OneBase(RuleBasedStateMachine):
 
 TestOneBase = OneBase.TestCase
 TestOneBase.settings = settings(
-    max_examples=40,
+    max_examples=25,
     stateful_step_count=15,
     deadline=None,
     derandomize=True,

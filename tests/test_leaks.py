@@ -67,6 +67,7 @@ def find_leaks(texts: Iterator[str], lines: Iterator[str]) -> list[str]:
     return leaks
 
 
+@pytest.mark.long
 def test_no_development_or_test_text_is_pretrained_on(pretraining_text: Path) -> None:
     texts = held_out_texts(Path(os.environ["MINIPEFT_DATA"]))
     files = sorted(pretraining_text.glob("*.txt"))
@@ -80,6 +81,7 @@ def test_the_search_finds_a_planted_leak() -> None:
     assert len(find_leaks(iter([text]), iter([line]))) == 1
 
 
+@pytest.mark.long
 def test_the_shipped_model_read_exactly_this_text(pretraining_text: Path) -> None:
     manifest = json.loads((ROOT / "minipeft" / "assets" / "nano" / "manifest.json").read_text())
     files = {path.stem: path for path in pretraining_text.glob("*.txt")}

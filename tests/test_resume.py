@@ -120,7 +120,6 @@ def without_seconds(report: Path) -> dict[str, Any]:
     ("run", "weights", "kills"),
     [
         (run_tune, "adapter_model.safetensors", 2),
-        (run_pretrain, "model.safetensors", 2),
         pytest.param(run_pretrain, "model.safetensors", 20, marks=pytest.mark.long),
     ],
 )

@@ -21,6 +21,11 @@ EXACT = 1e-5
 """fp32 sums in another order, on losses, logits and gradients of at most about 1."""
 TO_MACHINE_CODE = ["soft prompt", "prefix by MLP", "LoRA"]
 """One that works on tokens, one on keys, one on weights: each takes twenty seconds of a C++ compiler."""
+VARIANTS = [
+    *("prefix", "P-tuning by MLP", "LoRA on q and v", "adapters of Lin", "LLaMA-Adapter of PEFT", "full"),
+    "soft prompt on a LoRA",
+]
+"""What has code in common with another kind; a test that takes long looks at these, too."""
 ONE_GRAPH = [kind for kind in TINY_METHODS if "LSTM" not in kind]  # torch leaves LSTMs out of its graphs
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler for TorchInductor: g++")
 
@@ -61,18 +66,26 @@ def difference_of_wide_blocks() -> float:
         return farthest(model.use_compile()(tokens), plain)
 
 
-def measured(backend: str) -> dict[str, Any]:
+def measured(backend: str, kinds: list[str]) -> dict[str, Any]:
     """What `differences` finds, by kind; of "wide" what `difference_of_wide_blocks` does."""
-    kinds = {"inductor": TO_MACHINE_CODE, "wide": []}.get(backend, list(TINY_METHODS))
     command = [sys.executable, "-W", "ignore", "-m", "tests.test_torch_compile", backend, *kinds]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout))
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=[needs_compiler, pytest.mark.long])])
-def test_compiled_by_torch_it_computes_the_same(backend: str) -> None:
-    for kind, found in measured(backend).items():
+@pytest.mark.parametrize(
+    ("backend", "kinds"),
+    [
+        pytest.param("aot_eager", [kind for kind in TINY_METHODS if kind not in VARIANTS], id="traced"),
+        pytest.param("aot_eager", VARIANTS, id="traced, variants", marks=pytest.mark.long),
+        pytest.param("inductor", TO_MACHINE_CODE, id="inductor", marks=[needs_compiler, pytest.mark.long]),
+    ],
+)
+def test_compiled_by_torch_it_computes_the_same(backend: str, kinds: list[str]) -> None:
+    found_by_kind = measured(backend, kinds)
+    assert list(found_by_kind) == kinds
+    for kind, found in found_by_kind.items():
         assert found["loss"] < EXACT, kind
         assert found["gradients"] < EXACT < found["least gradient"], kind
         assert found["logits"] < EXACT, kind
@@ -81,7 +94,7 @@ def test_compiled_by_torch_it_computes_the_same(backend: str) -> None:
 @needs_compiler
 @pytest.mark.long
 def test_wide_blocks_compute_the_same() -> None:
-    assert measured("wide")["logits"] < EXACT
+    assert measured("wide", [])["logits"] < EXACT
 
 
 if __name__ == "__main__":

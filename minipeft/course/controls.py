@@ -9,7 +9,7 @@ from typing import Any
 STILL, EVERY_END = "MINIPEFT_LESSONS_STILL", "every end"
 """Set to anything, it means that nobody is there to move a slider: notebooks are being built or tested.
 
-Set to `EVERY_END`, every control is moved to its ends once, and a text emptied, as somebody might.
+Set to `EVERY_END`, every control is moved to its two ends once, and a text emptied, as somebody might.
 """
 
 
@@ -53,10 +53,12 @@ def explore(show: Callable[..., None], **controls: Slider | Choice | str) -> Non
 
 
 def _ends(control: Slider | Choice | str) -> tuple[Any, ...]:
-    """What somebody may move it to: all that there is to choose, the ends of a slider, no text at all."""
+    """What somebody may move it to: the first and last of a list, the ends of a slider, no text at all."""
     if isinstance(control, str):
         return ("",)
-    return control.among if isinstance(control, Choice) else (control.low, control.high)
+    if isinstance(control, Choice):
+        return tuple(one for one in (control.among[0], control.among[-1]) if one != control.start)
+    return control.low, control.high
 
 
 def _is_live() -> bool:
