@@ -194,11 +194,11 @@ def computed(report: Report) -> dict[str, Callable[..., str]]:
     def parts() -> str:
         """What each part took."""
         rows = []
-        for name in (part.name for part in report.study.parts):
-            own = report.rows(name)
+        for part in report.study.parts:
+            own = report.rows(part.name)
             counts = [sum(row["stage"] == stage for row in own) for stage in (SWEEP, FINAL)]
             on = ", ".join(sorted({row["machine"].split(",")[0] for row in own}))
-            rows.append([name, on, *map(str, counts), f"{sum(row['seconds_in_all'] for row in own) / 60:,.0f}"])
+            rows.append([part.name, on, *map(str, counts), f"{sum(row['seconds_in_all'] for row in own) / 60:,.0f}"])
         return table(["part", "on", "trials", "final runs", "minutes"], rows, right=3)
 
     def total(what: str) -> str:

@@ -78,6 +78,7 @@ def main() -> None:
         test = [score("test", name, best, seed) for seed in TEST_SEEDS]
         trained = attached(bases[0], name, new["train"], 0).num_trainable()
         rows.append({"method": name, "trained": trained, "rate": best, "dev": dev, "test": test})
+    tested = [bases[seed] for seed in TEST_SEEDS]
     labels = Counter(new["train"][1].tolist())
     often = labels.most_common(1)[0][0]
     found = {
@@ -86,11 +87,10 @@ def main() -> None:
         "steps": STEPS,
         "base_rate": BASE_RATE,
         "base_numbers": sum(parameter.numel() for parameter in bases[0].parameters()),
-        "base_on_old_test": [round(accuracy(bases[seed], old["test"]), 4) for seed in TEST_SEEDS],
+        "base_on_old_test": [round(accuracy(base, old["test"]), 4) for base in tested],
         "majority": round(float((new["test"][1] == often).float().mean()), 4),
         "matched_only": [
-            round(accuracy(Tuned(bases[seed], Probe(), matched(bases[seed], new["train"])), new["test"]), 4)
-            for seed in TEST_SEEDS
+            round(accuracy(Tuned(base, Probe(), matched(base, new["train"])), new["test"]), 4) for base in tested
         ],
         "methods": rows,
     }

@@ -17,7 +17,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so a shell starts its b
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What takes minutes runs where it is asked for: `pytest -m long`, which is part of `make bench`."""
+    """What takes long runs where it is asked for: `pytest -m long`, which is part of `make bench`."""
     if "long" not in config.getoption("-m"):
         for item in items:
             if item.get_closest_marker("long"):

@@ -138,7 +138,7 @@ def text_files(paths: list[Path]) -> list[Path]:
         if str(path) == "tinyshakespeare" and not path.exists():
             from minipeft.downloads.data import TINYSHAKESPEARE
 
-            files.append(TINYSHAKESPEARE.find("tinyshakespeare", "the same command again"))
+            files.append(TINYSHAKESPEARE.find("tinyshakespeare"))
         elif path.is_dir() and is_prepared(path):
             raise ValueError(f"{path} holds prepared tokens, which are trained on alone; prepare all texts together.")
         elif path.is_dir():

@@ -32,7 +32,7 @@ def scores_over_costs(
             if name in of:
                 handles[name] = axes.errorbar(of[name], mean, yerr=half, **styles[name])
         axes.axhline(line[1], color=GREY, linestyle=":", linewidth=1)
-        if max(of.values()) > 10 * min(of.values()):
+        if _is_wide(of):
             axes.set_xscale("log")
         else:
             axes.set_xlim(0, 1.1 * max(of.values()))
@@ -61,7 +61,7 @@ def scores_within_budget(
     from matplotlib import pyplot
 
     _, axes = pyplot.subplots(figsize=(9, 4), layout="constrained")
-    if max(costs.values()) > 10 * min(costs.values()):
+    if _is_wide(costs):
         axes.set_xscale("log")
     best: list[tuple[float, float]] = []
     style = {name: _style(name, place) for place, name in enumerate(scores)}
@@ -101,6 +101,11 @@ def scores_over_models(scores: Mapping[str, Scores], models: Sequence[str], titl
     axes.set_xlim(-0.15, len(models) - 0.3)
     axes.set_ylabel(y_name, fontsize=10)
     show(axes, title, "")
+
+
+def _is_wide(costs: Mapping[str, float]) -> bool:
+    """Whether costs differ by more than ten times, which only a logarithmic scale shows."""
+    return max(costs.values()) > 10 * min(costs.values())
 
 
 def _style(contender: str, place: int) -> dict[str, Any]:

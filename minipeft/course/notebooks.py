@@ -109,10 +109,16 @@ def run(notebook: Any, seconds: int, where: Path) -> Any:
     """The notebook with its outputs. Raises what nbclient raises if a cell fails or takes longer than `seconds`."""
     from nbclient import NotebookClient
 
-    how: dict[str, Any] = {"timeout": seconds, "kernel_name": "python3", "record_timing": False}
-    quiet = ["--log-level=40"]  # the kernel warns that its connection, which stays on this machine, is not encrypted
-    there = {"metadata": {"path": str(where)}}
-    NotebookClient(notebook, **how, resources=there, extra_arguments=quiet).execute()
+    # The kernel would warn that its connection, which stays on this machine, is not encrypted.
+    quiet = ["--log-level=40"]
+    NotebookClient(
+        notebook,
+        timeout=seconds,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(where)}},
+        record_timing=False,
+        extra_arguments=quiet,
+    ).execute()
     notebook.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
     return notebook
 

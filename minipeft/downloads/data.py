@@ -24,7 +24,7 @@ class Source:
     sha256: str | None = None
     size: int = 0
 
-    def find(self, task: str, again: str, say: Callable[[str], None] = print) -> Path:
+    def find(self, task: str, again: str = "the same command again", say: Callable[[str], None] = print) -> Path:
         """The file; `again` is the command that wanted it.
 
         Raises FileNotFoundError with what to do, and what `fetch` raises.

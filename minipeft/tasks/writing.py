@@ -28,5 +28,5 @@ def opinions(label: str) -> Task:
 
 def shakespeare() -> Task:
     """Pieces of tinyshakespeare, of about 128 tokens. Raises FileNotFoundError if it is not here and cannot be had."""
-    path = TINYSHAKESPEARE.find("shakespeare", "the same command again")
+    path = TINYSHAKESPEARE.find("shakespeare")
     return Task(name="shakespeare", splits=task_from_file(path, None, None).splits)
